@@ -1,0 +1,360 @@
+"""Puts the parts of a run together, once, when it starts: every question that cannot change is asked here."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple
+
+import torch
+
+from leyden.callback import Callback
+from leyden.data.transfer import Transfer, build_transfer
+from leyden.datamodule import LightningDataModule
+from leyden.errors import MisconfigurationException, warn
+from leyden.hooks.dialects import Signature, Turns, adapt, adapt_evaluation_step, adapt_training_step
+from leyden.hooks.dispatch import Hook, Hooks, RunState, overrides
+from leyden.loops.modes import Modes
+from leyden.loops.outputs import EpochOutputs
+from leyden.module import LightningModule
+from leyden.optimization.automatic import AutomaticOptimization, Calls
+from leyden.optimization.clocks import Clocks
+from leyden.optimization.gradients import GradClipAlgorithmType, clip, total_norm
+from leyden.optimization.joint import members_of
+from leyden.optimization.manual import ManualOptimization
+from leyden.optimization.optimizer import LightningOptimizer
+from leyden.optimization.plan import Plan
+from leyden.optimization.schedulers import Schedulers
+from leyden.optimization.toggling import Toggler
+from leyden.optimization.turns import Turn
+from leyden.optimization.turns import Turns as RunTurns
+from leyden.optimization.update import Updates
+from leyden.precision import Precision
+from leyden.strategies import Strategy
+
+BASES = (LightningModule, LightningDataModule, Callback)
+
+
+class NoTurns:
+    """Stands for the optimizers where there are none: before they are configured, and in evaluations."""
+
+    def index_of(self, optimizer: Any) -> int:
+        """Always the first."""
+        return 0
+
+    def active(self) -> tuple[Any, int | None]:
+        """No optimizer."""
+        return None, None
+
+
+class Engine(NamedTuple):
+    """What runs the optimizers of a fit."""
+
+    optimization: AutomaticOptimization | ManualOptimization
+    schedulers: Schedulers | None
+    hooks: Hooks
+    toggler: Toggler
+    turns: RunTurns
+    epoch_outputs: EpochOutputs | None
+
+
+def bind_hooks(
+    *,
+    module: LightningModule,
+    callbacks: Sequence[Callback],
+    trainer: Any,
+    state: RunState,
+    turns: Turns | None = None,
+    several: bool = False,
+    mixed: bool = False,
+) -> Hooks:
+    """Resolve all hooks of a run. ``trainer`` is only handed on to callbacks."""
+    return Hooks(
+        module=module,
+        callbacks=callbacks,
+        trainer=trainer,
+        state=state,
+        turns=turns or NoTurns(),
+        bases=BASES,
+        several=several,
+        mixed=mixed,
+        is_monitor=lambda callback: bool(getattr(callback, "is_monitor", False)),
+    )
+
+
+def build_engine(
+    plan: Plan,
+    *,
+    handles: Sequence[LightningOptimizer],
+    module: LightningModule,
+    callbacks: Sequence[Callback],
+    trainer: Any,
+    state: RunState,
+    clocks: Clocks,
+    precision: Precision,
+    strategy: Strategy,
+    track_grad_norm: float | None = None,
+    batches_left: Callable[[], float] = lambda: math.inf,
+) -> Engine:
+    """Build what runs the optimizers of a fit from its plan."""
+    count = len(handles)
+    several = plan.automatic and count > 1
+    turns = RunTurns(
+        handles, clocks.for_optimizers(count), frequencies=plan.frequencies, automatic=plan.automatic
+    )
+    bind = functools.partial(_bind, module, state=state, several=several, turns=turns, mixed=precision.is_mixed)
+    hooks = bind_hooks(
+        module=module,
+        callbacks=callbacks,
+        trainer=trainer,
+        state=state,
+        turns=turns,
+        several=several,
+        mixed=precision.is_mixed,
+    )
+    step, takes_index = adapt_training_step(_with_step_end(module, "training_step"), several=several)
+    for turn in turns:
+        turn.arguments = (turn.index,) if takes_index and plan.automatic else ()
+    calls = Calls(
+        training_step=_in_context(precision, step),
+        optimizer_step=bind("optimizer_step"),
+        optimizer_zero_grad=bind("optimizer_zero_grad"),
+        backward=bind("backward"),
+        toggle=bind("toggle_optimizer"),
+        untoggle=_bind_untoggle(module, turns),
+        on_before_zero_grad=hooks.on_before_zero_grad,
+        on_before_backward=hooks.on_before_backward,
+        on_after_backward=hooks.on_after_backward,
+    )
+    updates = Updates(
+        turns,
+        before_step=hooks.on_before_optimizer_step,
+        clip=_clipping(plan, module, bind) if plan.automatic else None,
+        measure=_norm_logger(track_grad_norm, state, count),
+        loss_scale=precision.loss_scale,
+        reduce=strategy.gradients_ready if strategy.reduces_gradients else None,
+    )
+    no_sync: Callable[[], AbstractContextManager[Any]] | None
+    no_sync = strategy.no_sync if strategy.reduces_gradients else None
+    toggler = Toggler([handle.optimizer for handle in handles])
+    optimization: AutomaticOptimization | ManualOptimization
+    outputs_hook = getattr(module, "training_epoch_end", None)
+    if plan.automatic:
+        optimization = AutomaticOptimization(
+            turns,
+            updates,
+            calls,
+            clocks=clocks,
+            state=state,
+            toggler=toggler if several else None,
+            loss_scale=precision.loss_scale,
+            no_sync=no_sync,
+            wants_outputs=hooks.on_train_batch_end is not None or outputs_hook is not None,
+        )
+        perform = updates.perform
+    else:
+        optimization = ManualOptimization(
+            turns,
+            updates,
+            calls,
+            clocks=clocks,
+            state=state,
+            precision=precision,
+            no_sync=no_sync,
+            batches_left=batches_left,
+        )
+        perform = optimization.step
+    for index, handle in enumerate(handles):
+        handle._index, handle._perform = index, perform
+    schedulers = None
+    if plan.automatic and plan.schedulers:
+        schedulers = Schedulers(
+            plan.schedulers,
+            turns=turns,
+            clocks=clocks,
+            metrics=lambda: state.results.callback_metrics(),
+            lr_scheduler_step=bind("lr_scheduler_step"),
+        )
+    epoch_outputs = _epoch_outputs(outputs_hook, state, optimization, count if several else 1)
+    return Engine(optimization, schedulers, hooks, toggler, turns, epoch_outputs)
+
+
+def _bind(module: LightningModule, name: str, *, state: RunState, **dialect: Any) -> Hook | None:
+    """The module's override of a method as a hook, so that ``self.log`` in it knows where it is; None without one."""
+    if not overrides(module, name, BASES):
+        return None
+    return Hook(name, state, module=adapt(getattr(module, name), name, **dialect))
+
+
+def _bind_untoggle(module: LightningModule, turns: RunTurns) -> Callable[[Any], Any] | None:
+    """The module's override of ``untoggle_optimizer``; 1.x takes an index, 2.x an optimizer."""
+    if not overrides(module, "untoggle_optimizer", BASES):
+        return None
+    untoggle = module.untoggle_optimizer
+    if Signature.of(untoggle).names("optimizer_idx"):
+        return lambda optimizer: untoggle(turns.index_of(optimizer))
+    return untoggle
+
+
+def _with_step_end(module: LightningModule, name: str) -> Callable[..., Any]:
+    """A step method, followed by the module's 1.x ``*_step_end`` where it has one."""
+    step: Callable[..., Any] = getattr(module, name)
+    end = getattr(module, name + "_end", None)
+    if end is None:
+        return step
+    return functools.wraps(step)(lambda *args: end(step(*args)))
+
+
+def _in_context(precision: Precision, step: Callable[..., Any]) -> Callable[..., Any]:
+    """A step method inside of the precision's context; the method itself where that context does nothing."""
+    if precision.precision == "32-true":
+        return step
+
+    def in_context(*args: Any) -> Any:
+        with precision.forward_context():
+            return step(*args)
+
+    return in_context
+
+
+def _clipping(
+    plan: Plan, module: LightningModule, bind: Callable[[str], Hook | None]
+) -> Callable[[Any], None] | None:
+    """What clips the gradients of an update: the user's hook, the default, or nothing."""
+    value = plan.gradient_clip_val
+    algorithm = GradClipAlgorithmType(plan.gradient_clip_algorithm) if plan.gradient_clip_algorithm else None
+    hook = bind("configure_gradient_clipping")
+    if hook is None and overrides(module, "clip_gradients", BASES):
+        hook_like: Callable[..., Any] = module.configure_gradient_clipping
+        return lambda optimizer: _each_member(hook_like, optimizer, value, algorithm)
+    if hook is not None:
+        return lambda optimizer: _each_member(hook, optimizer, value, algorithm)
+    return functools.partial(clip, value=value, algorithm=algorithm) if value and value > 0 else None
+
+
+def _each_member(hook: Callable[..., Any], optimizer: Any, value: float | None, algorithm: Any) -> None:
+    for member in members_of(optimizer):
+        hook(member, value, algorithm)
+
+
+def _norm_logger(norm_type: float | None, state: RunState, count: int) -> Callable[[Turn], None] | None:
+    """Logs the norm of an update's gradients before they are clipped."""
+    if norm_type is None:
+        return None
+
+    def log_norm(turn: Turn) -> None:
+        suffix = f"/{turn.index}" if count > 1 else ""
+        before, state.hook = state.hook, "on_before_optimizer_step"
+        norm = total_norm(turn.optimizer, norm_type)
+        state.results.log(state.hook, f"grad_{norm_type}_norm_total{suffix}", norm)
+        state.hook = before
+
+    return log_norm
+
+
+def _epoch_outputs(
+    hook: Callable[..., Any] | None,
+    state: RunState,
+    optimization: AutomaticOptimization | ManualOptimization,
+    num_optimizers: int,
+) -> EpochOutputs | None:
+    if hook is None:
+        return None
+    indices: Callable[[], Sequence[int]] = lambda: ()  # noqa: E731
+    if isinstance(optimization, AutomaticOptimization):
+        indices = functools.partial(getattr, optimization, "output_indices")
+    return EpochOutputs(
+        Hook("training_epoch_end", state, module=hook),
+        num_optimizers=num_optimizers,
+        indices=indices,
+        by_batch=Signature.of(hook).names("new_format"),
+    )
+
+
+def build_batch_transfer(
+    module: LightningModule,
+    datamodule: LightningDataModule | None,
+    *,
+    device: torch.device,
+    precision: Precision,
+) -> Transfer | None:
+    """The way of a batch to the device; a datamodule's overrides go before the module's."""
+
+    def override(name: str) -> Callable[..., Any] | None:
+        for owner in (datamodule, module):
+            if owner is not None and overrides(owner, name, BASES):
+                return getattr(owner, name)  # type: ignore[no-any-return]
+        return None
+
+    converts = precision.precision in ("16-true", "bf16-true", "64-true")
+    return build_transfer(
+        device,
+        before=override("on_before_batch_transfer"),
+        move=override("transfer_batch_to_device"),
+        after=override("on_after_batch_transfer"),
+        convert=precision.convert_input if converts else None,
+    )
+
+
+def build_modes(module: LightningModule, name: str) -> Modes:
+    """Switches the module for an evaluation called ``name``: "validation", "test" or "predict"."""
+
+    def override(method: str) -> Callable[..., Any] | None:
+        return getattr(module, method) if overrides(module, method, BASES) else None
+
+    return Modes(
+        module, to_eval=override(f"on_{name}_model_eval"), to_train=override(f"on_{name}_model_train")
+    )
+
+
+def build_evaluation_step(
+    module: LightningModule, name: str, *, precision: Precision, several_loaders: bool
+) -> Callable[[Any, int, int], Any]:
+    """``validation_step``, ``test_step`` or ``predict_step`` as ``(batch, batch_idx, dataloader_idx)``."""
+    step = adapt_evaluation_step(getattr(module, name), several_loaders=several_loaders)
+    end = getattr(module, name + "_end", None)
+    if end is None:
+        return _in_context(precision, step)
+    return _in_context(precision, lambda *args: end(step(*args)))
+
+
+def check_manual(plan: Plan, accumulation: Any) -> None:
+    """Refuse Trainer arguments that do nothing in manual optimization.
+
+    Raises:
+        MisconfigurationException: clipping or accumulation asked of the Trainer.
+    """
+    if plan.automatic:
+        return
+    if plan.gradient_clip_val:
+        raise MisconfigurationException(
+            f"Trainer(gradient_clip_val={plan.gradient_clip_val}) does nothing in manual optimization; call "
+            "self.clip_gradients(optimizer, ...) between backward and step",
+            code="manual-clip",
+        )
+    if accumulation != 1:
+        raise MisconfigurationException(
+            f"Trainer(accumulate_grad_batches={accumulation}) does nothing in manual optimization; use "
+            "`with self.accumulate(optimizer, n) as window:` in training_step",
+            code="manual-accumulation",
+        )
+
+
+def warn_of_overrides(module: LightningModule, accumulation: Any, frequencies: Sequence[int]) -> None:
+    """Say what is easily misunderstood about accumulation."""
+    if accumulation == 1:
+        return
+    for name in ("optimizer_step", "optimizer_zero_grad"):
+        if overrides(module, name, BASES):
+            warn(
+                f"{name} is overridden and gradients are accumulated: it is called once per window, not per batch",
+                code="accumulation-override",
+            )
+    if frequencies:
+        warn(
+            "frequencies and accumulation both count batches: an optimizer whose turn never falls on the last batch "
+            "of a window is never stepped",
+            code="accumulation-frequency",
+        )

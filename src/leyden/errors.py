@@ -1,0 +1,101 @@
+"""The exceptions and warnings of leyden, and the one way to emit a warning.
+
+::
+
+    Exception
+     +-- LeydenError                            every error that leyden raises by itself
+     |    +-- MisconfigurationException         a setting, a return value or a call that cannot work
+     |    |    +-- OptimizerIdxError            ... also a ValueError (1.x) and a RuntimeError (2.x)
+     |    |    +-- InvalidValueError            ... also a ValueError
+     |    |    +-- InvalidTypeError             ... also a TypeError
+     |    |    +-- MissingKeyError              ... also a KeyError
+     |    |    +-- OrderError                   ... also a RuntimeError: right call, wrong moment
+     |    +-- MissingExtraError                 ... also an ImportError: names the `pip install` line
+    UserWarning
+     +-- LeydenWarning                          advice about a run that goes on
+
+Code written for one era of Lightning catches the class that this era raised; where the eras differ, the class here
+derives from both. Every message ends with its code in brackets: ``[plan-form]``. Codes are stable: search for them,
+silence a warning by them, quote them in a bug report.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+
+class LeydenError(Exception):
+    """Base of every error that leyden raises by itself.
+
+    Args:
+        message: what was expected, what came, and what to do.
+        code: stable identifier, printed in brackets behind the message.
+
+    >>> str(LeydenError("expected an int, got 'three'", code="example"))
+    "expected an int, got 'three' [example]"
+    """
+
+    def __init__(self, message: str = "", *, code: str = "leyden") -> None:
+        super().__init__(message)
+        self.message = message
+        self.code = code
+
+    def __str__(self) -> str:
+        return f"{self.message} [{self.code}]"
+
+
+class MisconfigurationException(LeydenError):
+    """A setting, a return value or a call that cannot work."""
+
+    def __init__(self, message: str = "", *, code: str = "misconfiguration") -> None:
+        super().__init__(message, code=code)
+
+
+class OptimizerIdxError(MisconfigurationException, ValueError, RuntimeError):
+    """``training_step`` and the number of optimizers do not fit together."""
+
+
+class InvalidValueError(MisconfigurationException, ValueError):
+    """A value outside of what the argument allows."""
+
+
+class InvalidTypeError(MisconfigurationException, TypeError):
+    """A value of the wrong type."""
+
+
+class MissingKeyError(MisconfigurationException, KeyError):
+    """A mapping without a key that it must have."""
+
+    __str__ = LeydenError.__str__  # KeyError would print the repr of its argument
+
+
+class OrderError(MisconfigurationException, RuntimeError):
+    """The right call at a moment when it cannot work."""
+
+
+class MissingExtraError(LeydenError, ImportError):
+    """An optional dependency that is not installed.
+
+    >>> str(MissingExtraError("rich", extra="rich"))
+    "this feature needs the package 'rich': pip install 'leyden[rich]' [missing-extra]"
+    """
+
+    def __init__(self, package: str, *, extra: str) -> None:
+        message = f"this feature needs the package '{package}': pip install 'leyden[{extra}]'"
+        super().__init__(message, code="missing-extra")
+
+
+class LeydenWarning(UserWarning):
+    """Advice about a run that goes on; the text ends with its code in brackets."""
+
+
+def warn(message: str, *, code: str, category: type[Warning] = LeydenWarning, stacklevel: int = 3) -> None:
+    """Emit ``message`` with its code.
+
+    Args:
+        message: what was found and what to do.
+        code: stable identifier; silence it with ``warnings.filterwarnings("ignore", message=r".*\\[code\\]")``.
+        category: class of the warning; ``RuntimeWarning`` and others where Lightning's users filter by them.
+        stacklevel: frames up to the caller whose line is shown.
+    """
+    warnings.warn(f"{message} [{code}]", category, stacklevel=stacklevel)

@@ -1,0 +1,169 @@
+"""Hooks resolved once, when a run starts.
+
+A run asks at its start who overrides what and keeps the answer as bound callables. A hook that nobody overrides is
+``None``: its call site costs one attribute test.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from leyden.hooks import events
+from leyden.hooks.dialects import Turns, adapt
+
+Listener = Callable[..., Any]
+
+
+class RunState:
+    """Where a run is: what ``self.log`` and the Trainer's read-only properties need to know.
+
+    Attributes:
+        stage: "train", "validate", "sanity_check", "test", "predict", or None outside of a run.
+        hook: name of the hook that runs now, or None.
+        results: the collector of ``self.log``, or None where nothing is collected.
+        should_stop: whether somebody asked the fit to end.
+    """
+
+    __slots__ = ("hook", "results", "should_stop", "stage")
+
+    def __init__(self) -> None:
+        self.stage: str | None = None
+        self.hook: str | None = None
+        self.results: Any = None
+        self.should_stop = False
+
+
+class Hook:
+    """One event and its listeners: callbacks, then the module, then monitors."""
+
+    __slots__ = ("callbacks", "module", "monitors", "name", "state")
+
+    def __init__(
+        self,
+        name: str,
+        state: RunState,
+        *,
+        callbacks: Sequence[Listener] = (),
+        module: Listener | None = None,
+        monitors: Sequence[Listener] = (),
+    ) -> None:
+        self.name = name
+        self.state = state
+        self.callbacks = callbacks
+        self.module = module
+        self.monitors = monitors
+
+    def __call__(self, *args: Any) -> Any:
+        """Call every listener in order and return what the module returned (None without a module's listener)."""
+        state = self.state
+        before, state.hook = state.hook, self.name
+        result = None
+        try:
+            for listener in self.callbacks:
+                listener(*args)
+            if self.module is not None:
+                result = self.module(*args)
+            for listener in self.monitors:
+                listener(*args)
+        finally:
+            state.hook = before
+        return result
+
+
+class Hooks:
+    """All hooks of a run as attributes: a ``Hook``, or None if nobody listens.
+
+    Args:
+        module: the user's module.
+        callbacks: the user's callbacks in calling order.
+        trainer: handed to callbacks as their first argument, never used here.
+        state: remembers which hook runs.
+        turns: tells 1.x listeners the index of an optimizer.
+        bases: the classes whose own methods do not count as overridden.
+        several: whether several optimizers take turns in automatic mode.
+        mixed: whether mixed precision is active.
+        is_monitor: tells the callbacks that want to see ``on_train_epoch_end`` last.
+    """
+
+    on_fit_start: Hook | None
+    on_fit_end: Hook | None
+    on_sanity_check_start: Hook | None
+    on_sanity_check_end: Hook | None
+    on_train_start: Hook | None
+    on_train_end: Hook | None
+    on_train_epoch_start: Hook | None
+    on_train_epoch_end: Hook | None
+    on_train_batch_start: Hook | None
+    on_train_batch_end: Hook | None
+    on_before_zero_grad: Hook | None
+    on_before_backward: Hook | None
+    on_after_backward: Hook | None
+    on_before_optimizer_step: Hook | None
+    on_exception: Hook | None
+    on_pretrain_routine_start: Hook | None
+    on_pretrain_routine_end: Hook | None
+    on_epoch_start: Hook | None
+    on_epoch_end: Hook | None
+    on_batch_start: Hook | None
+    on_batch_end: Hook | None
+    on_keyboard_interrupt: Hook | None
+
+    def __init__(
+        self,
+        *,
+        module: Any,
+        callbacks: Sequence[Any],
+        trainer: Any,
+        state: RunState,
+        turns: Turns,
+        bases: tuple[type, ...],
+        several: bool = False,
+        mixed: bool = False,
+        is_monitor: Callable[[Any], bool] = lambda callback: False,
+    ) -> None:
+        fit = functools.partial(adapt, several=several, turns=turns, mixed=mixed)
+
+        def bind(name: str) -> Hook | None:
+            first: list[Listener] = []
+            last: list[Listener] = []
+            if name not in events.MODULE_ONLY:
+                for callback in callbacks:
+                    if overrides(callback, name, bases):
+                        listener = fit(functools.partial(getattr(callback, name), trainer, module), name)
+                        is_last = name == "on_train_epoch_end" and is_monitor(callback)
+                        (last if is_last else first).append(listener)
+            own = None
+            if name not in events.CALLBACK_ONLY and overrides(module, name, bases):
+                own = fit(getattr(module, name), name)
+            if not first and own is None and not last:
+                return None
+            return Hook(name, state, callbacks=tuple(first), module=own, monitors=tuple(last))
+
+        groups: Iterable[tuple[str, ...]] = (
+            events.SHARED,
+            events.CALLBACK_ONLY,
+            events.MODULE_ONLY,
+            events.HISTORICAL,
+        )
+        for group in groups:
+            for name in group:
+                setattr(self, name, bind(name))
+
+    def call(self, name: str, *args: Any) -> Any:
+        """Call a hook by name; for places where a few nanoseconds do not matter."""
+        hook = getattr(self, name)
+        return hook(*args) if hook is not None else None
+
+
+def overrides(owner: Any, name: str, bases: tuple[type, ...]) -> bool:
+    """Whether ``owner`` has a method ``name`` that is not one of leyden's own.
+
+    A method patched onto the instance, a mixin's method and a mock count as overridden.
+    """
+    method = getattr(owner, name, None)
+    if not callable(method):
+        return False
+    function = getattr(method, "__func__", method)
+    return all(function is not getattr(base, name, None) for base in bases)

@@ -1,0 +1,431 @@
+"""``LightningModule``: the user's model, its training logic, and what it may ask of the run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from leyden.errors import MisconfigurationException, OrderError, warn
+from leyden.module_hooks import ModuleHooks
+from leyden.optimization.gradients import check_clip_value, clip, clip_algorithm
+from leyden.optimization.optimizer import unwrap
+from leyden.optimization.schedulers import default_lr_scheduler_step
+
+if TYPE_CHECKING:
+    from leyden.optimization.manual import Place
+    from leyden.trainer import Trainer
+
+
+#: Tells an argument that was not passed from one that was passed as None.
+_UNSET: Any = object()
+
+
+class LightningModule(ModuleHooks):
+    """A torch module that knows how it is trained.
+
+    Override ``training_step`` and ``configure_optimizers``; everything else has a sensible default.
+
+    Attributes:
+        automatic_optimization: True lets leyden run backward and the updates. Set it to False in ``__init__``, as a
+            class attribute or as a property to drive them yourself.
+        example_input_array: an input of ``forward`` for summaries and graphs.
+
+    >>> from torch import nn
+    >>> class Regression(LightningModule):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.layer = nn.Linear(3, 1)
+    ...     def training_step(self, batch, batch_idx):
+    ...         x, y = batch
+    ...         return nn.functional.mse_loss(self.layer(x), y)
+    ...     def configure_optimizers(self):
+    ...         return torch.optim.SGD(self.parameters(), lr=0.1)
+    """
+
+    automatic_optimization: bool = True
+    example_input_array: Any = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # Follows .to(), .half() and the like, so that device and dtype are known even without parameters.
+        self.__dict__["_probe"] = torch.empty(0)
+        self.__dict__.setdefault("_trainer", None)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        self.__dict__["_probe"] = fn(self.__dict__["_probe"])
+        return super()._apply(fn, recurse)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_trainer": None}
+
+    # -- what the run is ------------------------------------------------------------------------------------------
+
+    @property
+    def trainer(self) -> Trainer:
+        """The Trainer that runs this module.
+
+        Raises:
+            OrderError: there is none yet; it is attached when ``fit``, ``validate``, ``test`` or ``predict`` starts.
+        """
+        trainer = self.__dict__.get("_trainer")
+        if trainer is None:
+            raise OrderError(
+                f"{type(self).__qualname__} is not attached to a Trainer; `self.trainer` is there from "
+                "`trainer.fit(module)` on",
+                code="module-not-attached",
+            )
+        return trainer  # type: ignore[no-any-return]
+
+    @trainer.setter
+    def trainer(self, trainer: Trainer | None) -> None:
+        for module in self.modules():
+            if isinstance(module, LightningModule):
+                module.__dict__["_trainer"] = trainer
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the parameters."""
+        return self.__dict__["_probe"].device  # type: ignore[no-any-return]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating type of the parameters."""
+        return self.__dict__["_probe"].dtype  # type: ignore[no-any-return]
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the module is on a CUDA device."""
+        return self.device.type == "cuda"
+
+    @property
+    def current_epoch(self) -> int:
+        """``trainer.current_epoch``; 0 without a Trainer."""
+        trainer = self.__dict__.get("_trainer")
+        return trainer.current_epoch if trainer is not None else 0
+
+    @property
+    def global_step(self) -> int:
+        """``trainer.global_step``: optimizer steps so far, over all optimizers; 0 without a Trainer."""
+        trainer = self.__dict__.get("_trainer")
+        return trainer.global_step if trainer is not None else 0
+
+    @property
+    def global_rank(self) -> int:
+        """Rank of this process among all; 0 without a Trainer."""
+        trainer = self.__dict__.get("_trainer")
+        return trainer.global_rank if trainer is not None else 0
+
+    @property
+    def local_rank(self) -> int:
+        """Rank of this process on its machine; 0 without a Trainer."""
+        trainer = self.__dict__.get("_trainer")
+        return trainer.local_rank if trainer is not None else 0
+
+    @property
+    def logger(self) -> Any:
+        """The first logger, or None."""
+        trainer = self.__dict__.get("_trainer")
+        return trainer.logger if trainer is not None else None
+
+    @property
+    def loggers(self) -> list[Any]:
+        """All loggers."""
+        trainer = self.__dict__.get("_trainer")
+        return trainer.loggers if trainer is not None else []
+
+    # -- logging --------------------------------------------------------------------------------------------------
+
+    def log(self, name: str, value: Any, prog_bar: bool = False, logger: bool | None = None, **options: Any) -> None:
+        """Log one value.
+
+        Args:
+            name: key, e.g. "train/loss".
+            value: a number or a tensor of one element; it stays on its device.
+            prog_bar: show it in the progress bar.
+            logger: send it to the loggers; None means yes.
+            **options: ``on_step`` and ``on_epoch`` (default: by step in ``training_step``, by epoch in validation),
+                ``reduce_fx`` ("mean", "sum", "min", "max"), ``batch_size`` (weight in the epoch's mean; inferred from
+                the batch), ``sync_dist``, ``add_dataloader_idx``, ``rank_zero_only``, ``enable_graph``.
+
+        Raises:
+            MisconfigurationException: outside of a hook, or with options that contradict each other.
+        """
+        trainer = self.__dict__.get("_trainer")
+        if trainer is None:
+            warn(
+                f"self.log({name!r}, ...) has no effect: the module is not attached to a Trainer",
+                code="log-no-trainer",
+            )
+            return
+        state = trainer._state
+        if state.results is None:
+            raise OrderError(
+                f"self.log({name!r}, ...) cannot be used "
+                + (f"in {state.hook or 'predict_step'}" if state.stage else "outside of a run"),
+                code="log-nowhere",
+            )
+        state.results.log(state.hook, name, value, prog_bar=prog_bar, logger=logger, **_known(options))
+
+    def log_dict(self, dictionary: Any, prog_bar: bool = False, logger: bool | None = None, **options: Any) -> None:
+        """Log several values with the same options; see :meth:`log`."""
+        for name, value in dictionary.items():
+            self.log(name, value, prog_bar, logger, **options)
+
+    def print(self, *args: Any, **kwargs: Any) -> None:
+        """Print on the first process, without tearing the progress bar."""
+        trainer = self.__dict__.get("_trainer")
+        bar = trainer.progress_bar_callback if trainer is not None else None
+        if bar is not None and hasattr(bar, "print") and bar.is_enabled:
+            bar.print(*args, **kwargs)
+        elif trainer is None or trainer.is_global_zero:
+            print(*args, **kwargs)
+
+    def all_gather(self, data: Any, group: Any = None, sync_grads: bool = False) -> Any:
+        """Tensors of all processes, stacked along a new first dimension where there are several."""
+        from leyden.tree import map_tensors
+
+        strategy = self.trainer.strategy
+        return map_tensors(lambda tensor: strategy.all_gather(tensor, group, sync_grads), data)
+
+    # -- optimization ---------------------------------------------------------------------------------------------
+
+    def optimizers(self, use_pl_optimizer: bool = True) -> Any:
+        """The optimizers in configured order: one object if there is one, else a list.
+
+        Args:
+            use_pl_optimizer: True gives handles (``LightningOptimizer``), False the optimizers themselves.
+        """
+        handles = self.trainer._handles
+        chosen = handles if use_pl_optimizer else [handle.optimizer for handle in handles]
+        return chosen[0] if len(chosen) == 1 else list(chosen)
+
+    def lr_schedulers(self) -> Any:
+        """The schedulers in configured order: None, one object, or a list."""
+        schedulers = [config.scheduler for config in self.trainer.lr_scheduler_configs]
+        return (schedulers[0] if len(schedulers) == 1 else schedulers) if schedulers else None
+
+    def manual_backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Backward in manual optimization: with loss scaling, hooks and the share of an ``accumulate`` window.
+
+        Args:
+            loss: a tensor of one element with a graph.
+            *args: passed on to ``loss.backward``.
+            **kwargs: passed on to ``loss.backward``.
+
+        Raises:
+            MisconfigurationException: in automatic optimization, where leyden runs backward.
+        """
+        self._manual("manual_backward").backward(loss, *args, **kwargs)
+
+    def accumulate(
+        self, optimizer: Any, batches: int, weight: float | Tensor | None = None
+    ) -> AbstractContextManager[Place]:
+        """One micro-batch of an accumulation window in manual optimization.
+
+        On a window's first micro-batch the gradients are cleared; ``manual_backward`` inside takes the loss's share of
+        the window; the last window of an epoch is closed at its true size. The value of the ``with`` says whether
+        this micro-batch ``closes`` the window::
+
+            with self.accumulate(optimizer, 4) as window:
+                self.manual_backward(self.compute_loss(batch))
+            if window.closes:
+                self.clip_gradients(optimizer, gradient_clip_val=1.0)
+                optimizer.step()
+
+        Args:
+            optimizer: an optimizer, or a list of those that share the window.
+            batches: micro-batches of one update, >= 1.
+            weight: number of tokens, samples, ... that the loss is a mean of; None weights all micro-batches alike.
+
+        Raises:
+            MisconfigurationException: in automatic optimization: use ``Trainer(accumulate_grad_batches=...)``.
+        """
+        optimizers = optimizer if isinstance(optimizer, Sequence) else [optimizer]
+        return self._manual("accumulate").accumulate(optimizers, batches, weight)
+
+    def _manual(self, name: str) -> Any:
+        trainer = self.trainer
+        if self.automatic_optimization:
+            raise MisconfigurationException(
+                f"self.{name}() is for manual optimization, but automatic_optimization is True: set "
+                "self.automatic_optimization = False in __init__",
+                code="manual-in-automatic",
+            )
+        if trainer._optimization is None:
+            raise OrderError(f"self.{name}() can only be called while trainer.fit runs", code="manual-outside-fit")
+        return trainer._optimization
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Run backward; override it to do so in a way of your own. 1.x passes optimizer and index behind the loss."""
+        if args and (hasattr(args[0], "param_groups") or _is_none_and_index(args)):
+            args = args[2:]
+        loss.backward(*args, **kwargs)
+
+    def toggle_optimizer(self, optimizer: Any, optimizer_idx: int | None = None) -> None:
+        """Let only the parameters of ``optimizer`` require gradients, until ``untoggle_optimizer``."""
+        self.trainer._toggler.toggle(optimizer)
+
+    def untoggle_optimizer(self, optimizer: Any) -> None:
+        """Undo ``toggle_optimizer``; 1.x passes the optimizer's index."""
+        toggler = self.trainer._toggler
+        toggler.untoggle(toggler.by_index(optimizer) if isinstance(optimizer, int) else optimizer)
+
+    @contextmanager
+    def toggle_model(self, optimizer: Any, sync_grad: bool = True) -> Iterator[None]:
+        """Toggle inside of a ``with``; what was frozen comes back also after an exception.
+
+        Args:
+            optimizer: whose parameters may require gradients inside.
+            sync_grad: False leaves out the reduction of gradients over processes inside.
+        """
+        with nullcontext() if sync_grad else self.trainer.strategy.no_sync():
+            if len(self.trainer.optimizers) == 1:
+                yield
+                return
+            self.toggle_optimizer(optimizer)
+            try:
+                yield
+            finally:
+                self.untoggle_optimizer(optimizer)
+
+    def toggled_optimizer(self, optimizer: Any, sync_grad: bool = True) -> AbstractContextManager[None]:
+        """The 2.x name of :meth:`toggle_model`."""
+        return self.toggle_model(optimizer, sync_grad)
+
+    def clip_gradients(
+        self,
+        optimizer: Any,
+        gradient_clip_val: Any = _UNSET,
+        gradient_clip_algorithm: Any = _UNSET,
+    ) -> None:
+        """Clip the gradients of one optimizer in place; of a Joint, member by member.
+
+        Args:
+            optimizer: the optimizer or its handle.
+            gradient_clip_val: greatest norm or absolute value; None takes the Trainer's, or clips nothing.
+            gradient_clip_algorithm: "norm" or "value"; None takes the Trainer's, or "norm".
+
+        Raises:
+            InvalidTypeError: the value is no number.
+            MisconfigurationException: an unknown algorithm; one argument that contradicts the Trainer's (inside
+                ``configure_gradient_clipping`` a call with both arguments is complete and wins); or a call in
+                automatic optimization outside of that hook, where clipping cannot act.
+        """
+        trainer = self.trainer
+        hook = trainer._state.hook
+        complete = _UNSET not in (gradient_clip_val, gradient_clip_algorithm) and hook == "configure_gradient_clipping"
+        value = None if gradient_clip_val is _UNSET else gradient_clip_val
+        check_clip_value(value)
+        algorithm = clip_algorithm(None if gradient_clip_algorithm is _UNSET else gradient_clip_algorithm)
+        if self.automatic_optimization and hook == "training_step":
+            raise OrderError(
+                "clip_gradients in training_step acts on nothing: in automatic optimization backward comes after it. "
+                "Clip in configure_gradient_clipping, or set Trainer(gradient_clip_val=...)",
+                code="clip-too-early",
+            )
+        if not complete:
+            value = _agreed("gradient_clip_val", value, trainer.gradient_clip_val)
+            algorithm = _agreed("gradient_clip_algorithm", algorithm, trainer.gradient_clip_algorithm)
+        if not self.automatic_optimization and trainer._optimization is not None:
+            trainer._optimization.make_clippable(optimizer)
+        clip(unwrap(optimizer), value, algorithm)
+
+    def configure_gradient_clipping(
+        self, optimizer: Any, *args: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
+    ) -> None:
+        """Clip before an update; override it to clip in a way of your own. 1.x passes the index behind the optimizer.
+
+        Called in automatic optimization for every update, for a Joint once per member, also if nothing is to be
+        clipped: then both values are None.
+        """
+        if len(args) == 3 or (len(args) == 1 and isinstance(args[0], int) and gradient_clip_val is not None):
+            args = args[1:]
+        elif len(args) == 2 and isinstance(args[0], int) and not isinstance(args[1], str | None):
+            args = args[1:]
+        if args:
+            gradient_clip_val = args[0]
+        if len(args) > 1:
+            gradient_clip_algorithm = args[1]
+        self.clip_gradients(
+            optimizer, gradient_clip_val=gradient_clip_val, gradient_clip_algorithm=gradient_clip_algorithm
+        )
+
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None, *args: Any, **kwargs: Any
+    ) -> None:
+        """Update: ``optimizer.step(closure=optimizer_closure)``; override it to do so in a way of your own.
+
+        Args:
+            epoch: index of the epoch.
+            batch_idx: index of the batch in it.
+            optimizer: the handle.
+            optimizer_closure: training_step, zero_grad and backward; must be called. 1.x passes the optimizer's index
+                before it, and flags behind it.
+            *args: what 1.x passes more.
+            **kwargs: what 1.x passes more.
+        """
+        if isinstance(optimizer_closure, int):
+            optimizer_closure = args[0] if args else kwargs.get("optimizer_closure")
+        optimizer.step(closure=optimizer_closure)
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Any, *args: Any) -> None:
+        """Clear gradients: ``optimizer.zero_grad()``; override it to do so in a way of your own."""
+        optimizer.zero_grad()
+
+    def lr_scheduler_step(self, scheduler: Any, *args: Any) -> None:
+        """Step a scheduler, with ``metric`` if it wants one. 1.x passes the optimizer's index before the metric."""
+        default_lr_scheduler_step(scheduler, args[-1] if args else None)
+
+    # -- weights --------------------------------------------------------------------------------------------------
+
+    def freeze(self) -> None:
+        """Stop all parameters from being trained, and switch to evaluation."""
+        self.requires_grad_(False)
+        self.eval()
+
+    def unfreeze(self) -> None:
+        """Let all parameters be trained, and switch to training."""
+        self.requires_grad_(True)
+        self.train()
+
+
+def _known(options: dict[str, Any]) -> dict[str, Any]:
+    """Options of ``log`` as this version knows them; those of 1.5 are dropped with a warning."""
+    if not options or not _FIRST_ERA_OPTIONS.intersection(options):
+        return options
+    options = dict(options)
+    for name in _FIRST_ERA_OPTIONS.intersection(options):
+        value = options.pop(name)
+        warn(
+            f"self.log(..., {name}=...) is an option of 1.5 and has no effect",
+            code="log-old-option",
+            category=DeprecationWarning,
+            stacklevel=4,
+        )
+        if name == "sync_dist_op" and value is not None:
+            options.setdefault("reduce_fx", value)
+    return options
+
+
+_FIRST_ERA_OPTIONS = frozenset({"tbptt_reduce_fx", "tbptt_pad_token", "sync_dist_op"})
+
+
+def _agreed(name: str, given: Any, trainers: Any) -> Any:
+    """The value to use, given what the call and the Trainer say."""
+    if given is not None and trainers is not None and given != trainers:
+        raise MisconfigurationException(
+            f"clip_gradients({name}={given!r}) contradicts Trainer({name}={trainers!r}); leave one of them out, or "
+            "pass both gradient_clip_val and gradient_clip_algorithm in configure_gradient_clipping",
+            code="clip-contradiction",
+        )
+    return trainers if given is None else given
+
+
+def _is_none_and_index(args: tuple[Any, ...]) -> bool:
+    return len(args) >= 2 and args[0] is None and isinstance(args[1], int | None)
+
+

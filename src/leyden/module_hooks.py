@@ -1,0 +1,234 @@
+"""The hooks that a module may override, one line each saying when they run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from leyden.errors import MisconfigurationException
+from leyden.hparams import HyperparametersMixin
+from leyden.tree import move_to_device
+
+
+class ModuleHooks(HyperparametersMixin, nn.Module):
+    """Everything that a run calls on the user's module. ``LightningModule`` adds what the module may call."""
+
+    # -- steps ----------------------------------------------------------------------------------------------------
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        """Compute the loss of one batch: ``training_step(self, batch, batch_idx)``.
+
+        Where several optimizers take turns, a third argument ``optimizer_idx`` says whose turn it is.
+
+        Returns:
+            A tensor of one element with a graph; or a mapping with it under "loss", optionally the number of tokens
+            or samples that it is a mean of under "weight", and anything else for ``on_train_batch_end``; or None to
+            skip the batch.
+        """
+        raise _not_overridden(self, "training_step")
+
+    def validation_step(self, *args: Any, **kwargs: Any) -> Any:
+        """Evaluate one validation batch: ``(self, batch, batch_idx, dataloader_idx=0)``."""
+        raise _not_overridden(self, "validation_step")
+
+    def test_step(self, *args: Any, **kwargs: Any) -> Any:
+        """Evaluate one test batch: ``(self, batch, batch_idx, dataloader_idx=0)``."""
+        raise _not_overridden(self, "test_step")
+
+    def predict_step(self, *args: Any, **kwargs: Any) -> Any:
+        """Predict for one batch; by default ``self(batch)``."""
+        return self(args[0] if args else kwargs["batch"])
+
+    # -- configuration --------------------------------------------------------------------------------------------
+
+    def configure_optimizers(self) -> Any:
+        """Return the optimizers and schedulers of a fit; None trains without one."""
+        return None
+
+    def configure_callbacks(self) -> Any:
+        """Return callbacks that the module brings along: one or a list."""
+        return []
+
+    def configure_model(self) -> None:
+        """Build layers when the run starts, before the optimizers."""
+
+    def configure_sharded_model(self) -> None:
+        """The name of ``configure_model`` before 2.0."""
+
+    # -- data -----------------------------------------------------------------------------------------------------
+
+    def prepare_data(self) -> None:
+        """Download or preprocess, once per machine, before anything else."""
+
+    def train_dataloader(self) -> Any:
+        """Return what yields the training batches."""
+        raise _not_overridden(self, "train_dataloader")
+
+    def val_dataloader(self) -> Any:
+        """Return what yields the validation batches: one loader or a list."""
+        raise _not_overridden(self, "val_dataloader")
+
+    def test_dataloader(self) -> Any:
+        """Return what yields the test batches: one loader or a list."""
+        raise _not_overridden(self, "test_dataloader")
+
+    def predict_dataloader(self) -> Any:
+        """Return what yields the batches to predict for: one loader or a list."""
+        raise _not_overridden(self, "predict_dataloader")
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Change a batch before it goes to the device."""
+        return batch
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Bring a batch to the device; override it for containers of your own."""
+        return move_to_device(batch, device)
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Change a batch when it is on the device."""
+        return batch
+
+    # -- the run --------------------------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        """Before fit, validate, test or predict; ``stage`` says which."""
+
+    def teardown(self, stage: str) -> None:
+        """At the very end of fit, validate, test or predict."""
+
+    def on_fit_start(self) -> None:
+        """When fit begins: optimizers exist, the module is on its device."""
+
+    def on_fit_end(self) -> None:
+        """When fit ends."""
+
+    def on_train_start(self) -> None:
+        """Before the first epoch, after the sanity check."""
+
+    def on_train_end(self) -> None:
+        """After the last epoch."""
+
+    def on_train_epoch_start(self) -> None:
+        """Before the first batch of an epoch."""
+
+    def on_train_epoch_end(self) -> None:
+        """After the last batch of an epoch and its validation."""
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
+        """Before a training batch; returning -1 skips the rest of the epoch."""
+        return None
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """After a training batch, its updates and its schedulers, before its validation."""
+
+    def on_validation_start(self) -> None:
+        """Before a validation, all loaders."""
+
+    def on_validation_end(self) -> None:
+        """After a validation, all loaders."""
+
+    def on_validation_epoch_start(self) -> None:
+        """Before the first validation batch."""
+
+    def on_validation_epoch_end(self) -> None:
+        """After the last validation batch; the place to log values over the whole validation."""
+
+    def on_validation_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Before a validation batch."""
+
+    def on_validation_batch_end(self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """After a validation batch."""
+
+    def on_validation_model_zero_grad(self) -> None:
+        """Before a validation inside of fit that does not fall into an open window: clear gradients to save memory."""
+        self.zero_grad()
+
+    def on_validation_model_eval(self) -> None:
+        """Switch to evaluation for a validation."""
+        self.eval()
+
+    def on_validation_model_train(self) -> None:
+        """After a validation. Unless it is overridden, every submodule gets back the mode that it had."""
+        self.train()
+
+    def on_test_start(self) -> None:
+        """Before a test, all loaders."""
+
+    def on_test_end(self) -> None:
+        """After a test, all loaders."""
+
+    def on_test_epoch_start(self) -> None:
+        """Before the first test batch."""
+
+    def on_test_epoch_end(self) -> None:
+        """After the last test batch."""
+
+    def on_test_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Before a test batch."""
+
+    def on_test_batch_end(self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """After a test batch."""
+
+    def on_test_model_eval(self) -> None:
+        """Switch to evaluation for a test."""
+        self.eval()
+
+    def on_test_model_train(self) -> None:
+        """After a test. Unless it is overridden, every submodule gets back the mode that it had."""
+        self.train()
+
+    def on_predict_start(self) -> None:
+        """Before a prediction, all loaders."""
+
+    def on_predict_end(self) -> None:
+        """After a prediction, all loaders."""
+
+    def on_predict_epoch_start(self) -> None:
+        """Before the first batch of a prediction."""
+
+    def on_predict_epoch_end(self) -> None:
+        """After the last batch of a prediction; 1.x takes ``results``."""
+
+    def on_predict_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Before a batch of a prediction."""
+
+    def on_predict_batch_end(self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """After a batch of a prediction."""
+
+    def on_predict_model_eval(self) -> None:
+        """Switch to evaluation for a prediction."""
+        self.eval()
+
+    def on_predict_model_train(self) -> None:
+        """After a prediction. Unless it is overridden, every submodule gets back the mode that it had."""
+        self.train()
+
+    # -- optimization ---------------------------------------------------------------------------------------------
+
+    def on_before_zero_grad(self, optimizer: Any) -> None:
+        """Before gradients are cleared, on the first micro-batch of a window."""
+
+    def on_before_backward(self, loss: Any) -> None:
+        """Before backward, with the loss that it gets: divided by accumulation, scaled under float16."""
+
+    def on_after_backward(self) -> None:
+        """After backward; under float16 gradients are still scaled."""
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        """Before an update: gradients are complete, unscaled, not yet clipped."""
+
+    # -- checkpoints ----------------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Before a checkpoint is written; may change it."""
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """After a checkpoint was read, before anything is restored from it."""
+
+
+def _not_overridden(owner: Any, name: str) -> MisconfigurationException:
+    return MisconfigurationException(
+        f"{type(owner).__qualname__} does not define {name}(), which this run needs", code="hook-missing"
+    )

@@ -1,0 +1,277 @@
+"""Automatic optimization: one batch, run by leyden.
+
+::
+
+    for turn in the turns of this batch:
+        toggle                                           only if several optimizers take turns
+        closure = training_step, zero_grad (first micro-batch of a window), backward
+        on the window's last micro-batch:  optimizer_step(..., closure)
+        on the others:                     closure()
+        untoggle
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import Any, NamedTuple, final
+
+import torch
+from torch import Tensor
+
+from leyden.errors import MisconfigurationException, warn
+from leyden.hooks.dispatch import Hook, RunState
+from leyden.optimization.clocks import Clocks
+from leyden.optimization.gradients import backward, drop_gradients
+from leyden.optimization.toggling import Toggler
+from leyden.optimization.turns import Turn, Turns
+from leyden.optimization.update import NO_LOSS, NO_STEP, Updates
+from leyden.optimization.window import Weight
+from leyden.precision.scaling import LossScale
+
+
+class Calls(NamedTuple):
+    """The user's methods that run inside of a batch, adapted and bound; None where nobody overrides.
+
+    Attributes:
+        training_step: ``(batch, batch_idx[, optimizer_idx])``, in the precision's context.
+        optimizer_step: ``(epoch, batch_idx, handle, closure)``.
+        optimizer_zero_grad: ``(epoch, batch_idx, optimizer)``.
+        backward: ``(loss)``.
+        toggle: ``(optimizer)``.
+        untoggle: ``(optimizer)``.
+        on_before_zero_grad: ``(optimizer)``.
+        on_before_backward: ``(loss)``.
+        on_after_backward: ``()``.
+    """
+
+    training_step: Callable[..., Any]
+    optimizer_step: Callable[..., Any] | None = None
+    optimizer_zero_grad: Callable[..., Any] | None = None
+    backward: Callable[..., Any] | None = None
+    toggle: Callable[..., Any] | None = None
+    untoggle: Callable[..., Any] | None = None
+    on_before_zero_grad: Hook | None = None
+    on_before_backward: Hook | None = None
+    on_after_backward: Hook | None = None
+
+
+@final
+class AutomaticOptimization:
+    """Runs the optimizers of a batch.
+
+    Args:
+        turns: the optimizers.
+        updates: performs the updates.
+        calls: the user's methods.
+        clocks: counts updates.
+        state: remembers that ``training_step`` runs, for ``self.log``.
+        toggler: freezes foreign parameters; None with one optimizer.
+        loss_scale: float16's loss scaler, or None.
+        no_sync: context of micro-batches that only accumulate, or None if gradients are not reduced.
+        wants_outputs: whether anybody looks at what ``training_step`` returned.
+
+    Attributes:
+        output_indices: whose outputs the last batch of several optimizers returned.
+        run: ``(batch, batch_idx, window, size, closes)`` -> outputs: runs one batch. ``window`` identifies the window
+            that the batch is part of, ``size`` is its true size, ``closes`` says that this is its last micro-batch.
+    """
+
+    def __init__(
+        self,
+        turns: Turns,
+        updates: Updates,
+        calls: Calls,
+        *,
+        clocks: Clocks,
+        state: RunState,
+        toggler: Toggler | None = None,
+        loss_scale: LossScale | None = None,
+        no_sync: Callable[[], AbstractContextManager[Any]] | None = None,
+        wants_outputs: bool = True,
+    ) -> None:
+        self.turns = turns
+        self.wants_outputs = wants_outputs
+        self._updates = updates
+        self._calls = calls
+        self._clocks = clocks
+        self._state = state
+        self._toggler = toggler
+        self._loss_scale = loss_scale
+        self._no_sync = no_sync
+        self.output_indices: list[int] = []
+        self._zero_grads = {turn.index: _zero_grad(turn, calls) for turn in turns}
+        for turn in turns:
+            once = turn.contract.evaluates_once and calls.optimizer_step is None
+            turn.keeps_batches = not once
+            turn.wants_value = not once
+        alone = len(turns) == 1 and toggler is None
+        self.run: Callable[..., Any] = partial(self._update, turns[0]) if alone else self._take_turns
+
+    def _take_turns(self, batch: Any, batch_idx: int, window: Any, size: int, closes: bool) -> list[dict[str, Any]]:
+        outputs = []
+        self.output_indices = []
+        toggle = self._calls.toggle or self._toggler.toggle  # type: ignore[union-attr]
+        untoggle = self._calls.untoggle or self._toggler.untoggle  # type: ignore[union-attr]
+        for turn in self.turns.on_batch(self._clocks.micro_batches - 1):
+            toggle(turn.optimizer)
+            try:
+                output = self._update(turn, batch, batch_idx, window, size, closes)
+            finally:
+                untoggle(turn.optimizer)
+            if output:
+                outputs.append(output)
+                self.output_indices.append(turn.index)
+        return outputs
+
+    def _update(
+        self, turn: Turn, batch: Any, batch_idx: int, window_id: Any, size: int, closes: bool
+    ) -> dict[str, Any]:
+        """The part of one optimizer in one batch; returns ``{"loss", **extras}``, or an empty dict."""
+        self.turns.current = turn
+        window = turn.window
+        opens = window.id != window_id
+        if opens:
+            window.begin(window_id, size)
+        if turn.keeps_batches:
+            window.batches.append((batch, batch_idx))
+        evaluations = 0
+        loss: Tensor | None = None
+        extras: Mapping[str, Any] = {}
+
+        def closure(*_: Any) -> Tensor | None:
+            nonlocal evaluations, loss, extras
+            if not torch.is_grad_enabled():
+                with torch.enable_grad():
+                    return closure()
+            evaluations += 1
+            if evaluations > 1:  # the closure stands for the whole window: replay it
+                window.restart()
+                for place, (earlier, earlier_idx) in enumerate(window.batches[:-1]):
+                    self._accumulate(turn, earlier, earlier_idx, zero=place == 0)
+            first = opens if evaluations == 1 else len(window.batches) == 1
+            loss, extras = self._accumulate(turn, batch, batch_idx, zero=first)
+            return window.value(loss, whole=not turn.contract.evaluates_once) if turn.wants_value else None
+
+        if closes:
+            turn.skipped = None
+            if self._calls.optimizer_step is None:
+                turn.handle.step(closure)
+            else:
+                self._calls.optimizer_step(self._clocks.epoch, batch_idx, turn.handle, closure)
+            if evaluations == 0:
+                raise _closure_unused(turn)
+            self._count(turn)
+        elif self._no_sync is None:
+            closure()
+        else:
+            with self._no_sync():
+                closure()
+        if loss is None or not self.wants_outputs:
+            return {}
+        return {"loss": loss.detach().clone(), **extras}
+
+    def _accumulate(
+        self, turn: Turn, batch: Any, batch_idx: int, *, zero: bool
+    ) -> tuple[Tensor | None, Mapping[str, Any]]:
+        """One micro-batch: training_step, zero_grad on a window's first, backward. The loss is its share."""
+        calls, state = self._calls, self._state
+        before, state.hook = state.hook, "training_step"
+        output = calls.training_step(batch, batch_idx, *turn.arguments)
+        state.hook = before
+        loss, weight, extras = (output, None, {}) if isinstance(output, Tensor) else unpack(output)
+        if zero:
+            self._zero_grads[turn.index](self._clocks.epoch, batch_idx, turn.optimizer)
+        if loss is None:
+            return None, extras
+        loss = share = turn.window.share(loss, weight)
+        if turn.keeps_batches:
+            turn.window.sum = share.detach().clone() if turn.window.sum is None else turn.window.sum + share.detach()
+        if self._loss_scale is not None:
+            share = self._loss_scale.scale(share)
+            self._loss_scale.gradients_made([turn.optimizer])
+        if calls.on_before_backward is not None:
+            calls.on_before_backward(share)
+        (calls.backward or backward)(share)
+        turn.is_fresh = True
+        if calls.on_after_backward is not None:
+            calls.on_after_backward()
+        return loss, extras
+
+    def _count(self, turn: Turn) -> None:
+        """Count an ``optimizer_step``; one that only ran the closure counts as well."""
+        self._clocks.global_step += 1
+        if turn.is_fresh and turn.skipped is None:
+            turn.skipped = NO_STEP
+        elif turn.window.losses == 0:
+            turn.skipped = NO_LOSS
+        turn.clock.tick(turn.skipped)
+
+    def end_batch(self, closes: bool) -> None:
+        """Let the verdicts of a window change the loss scale, once for all optimizers."""
+        if closes and self._loss_scale is not None:
+            self._loss_scale.update()
+            self._updates.overflowed = False
+
+
+def unpack(output: Any) -> tuple[Tensor | None, Weight | None, Mapping[str, Any]]:
+    """Loss, weight and extras of what ``training_step`` returned.
+
+    Args:
+        output: a tensor; a mapping with "loss", optionally "weight", and anything else; or None, to skip the batch.
+
+    Raises:
+        MisconfigurationException: anything else, naming what came.
+    """
+    if isinstance(output, Tensor):
+        return output, None, {}
+    if output is None:
+        warn("training_step returned None: this batch is skipped", code="training-step-none")
+        return None, None, {}
+    if not isinstance(output, Mapping):
+        raise MisconfigurationException(
+            f"training_step returned {type(output).__name__}; in automatic optimization it must return a tensor, a "
+            "dict with the key 'loss', or None to skip the batch",
+            code="training-step-output",
+        )
+    loss = output.get("loss")
+    if not isinstance(loss, Tensor):
+        came = f"its value there is {loss!r}" if "loss" in output else f"its keys are {list(output)}"
+        raise MisconfigurationException(
+            "training_step returned a dict; in automatic optimization it must have a tensor under the key 'loss': "
+            f"{came}. To skip a batch, return None",
+            code="training-step-output",
+        )
+    return loss, output.get("weight"), {key: value for key, value in output.items() if key != "loss"}
+
+
+def _zero_grad(turn: Turn, calls: Calls) -> Callable[[int, int, Any], None]:
+    """What clears the gradients of a turn: the user's hooks where there are any, else the plainest way."""
+    plain = drop_gradients if turn.contract.stock_zero_grad else _call_zero_grad
+    if calls.on_before_zero_grad is None and calls.optimizer_zero_grad is None:
+        return lambda epoch, batch_idx, optimizer: plain(optimizer)
+
+    def zero_grad(epoch: int, batch_idx: int, optimizer: Any) -> None:
+        if calls.on_before_zero_grad is not None:
+            calls.on_before_zero_grad(optimizer)
+        if calls.optimizer_zero_grad is not None:
+            calls.optimizer_zero_grad(epoch, batch_idx, optimizer)
+        else:
+            plain(optimizer)
+
+    return zero_grad
+
+
+def _call_zero_grad(optimizer: Any) -> None:
+    optimizer.zero_grad()
+
+
+def _closure_unused(turn: Turn) -> MisconfigurationException:
+    name = type(turn.optimizer).__name__
+    return MisconfigurationException(
+        f"optimizer {turn.index} ({name}) was stepped on this batch without calling the closure, so training_step "
+        "never ran. Call `optimizer.step(closure=optimizer_closure)` in optimizer_step, or `optimizer_closure()` "
+        "alone to leave the update out; an optimizer of your own must call the closure that its step() is given",
+        code="closure-not-called",
+    )

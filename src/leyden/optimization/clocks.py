@@ -1,0 +1,62 @@
+"""The counters of a run. Everything that happens "every n" names one of them.
+
+``trainer.global_step`` is a view over these clocks: the number of optimizer steps attempted, as Lightning has counted
+since 1.6. With two optimizers it rises by two per batch; ``updates`` rises by one.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True)
+class UpdateClock:
+    """What became of the updates of one optimizer.
+
+    Attributes:
+        attempted: closes of a window; every one counts for ``global_step``.
+        applied: updates that moved the parameters.
+        skipped: updates that did not, by reason: "non-finite gradients", "no loss", "not stepped by its handle".
+    """
+
+    attempted: int = 0
+    applied: int = 0
+    skipped: dict[str, int] = field(default_factory=dict)
+
+    def tick(self, reason: str | None) -> None:
+        """Count one update; ``reason`` is None if it was applied."""
+        self.attempted += 1
+        if reason is None:
+            self.applied += 1
+        else:
+            self.skipped[reason] = self.skipped.get(reason, 0) + 1
+
+
+@dataclass(slots=True)
+class Clocks:
+    """All clocks of a run; they go on when ``fit`` is called again.
+
+    Attributes:
+        epoch: epochs finished, which is also the index of the one that runs.
+        batch_idx: index of the batch within its epoch.
+        micro_batches: batches started since the first epoch.
+        updates: batches on which a window closed; the x-axis of loggers, and what 1.5 called ``global_step``.
+        global_step: optimizer steps attempted, over all optimizers.
+        optimizers: a clock for each optimizer, in configured order.
+        started: ``time.monotonic()`` at the start of the current run, in seconds.
+    """
+
+    epoch: int = 0
+    batch_idx: int = 0
+    micro_batches: int = 0
+    updates: int = 0
+    global_step: int = 0
+    optimizers: list[UpdateClock] = field(default_factory=list)
+    started: float = field(default_factory=time.monotonic)
+
+    def for_optimizers(self, count: int) -> list[UpdateClock]:
+        """The clocks of ``count`` optimizers; those of an earlier fit go on."""
+        while len(self.optimizers) < count:
+            self.optimizers.append(UpdateClock())
+        return self.optimizers[:count]

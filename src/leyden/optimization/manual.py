@@ -1,0 +1,222 @@
+"""Manual optimization: one batch, run by the user, with the same parts.
+
+``training_step`` calls ``manual_backward``, ``optimizer.step()`` and whatever else it likes; windows, clipping, loss
+scaling, verdicts and clocks go on working underneath.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import Any, NamedTuple, final
+
+import torch
+from torch import Tensor
+
+from leyden.errors import InvalidValueError, MisconfigurationException
+from leyden.hooks.dispatch import RunState
+from leyden.optimization.automatic import Calls
+from leyden.optimization.clocks import Clocks
+from leyden.optimization.gradients import backward, drop_gradients, scale_gradients
+from leyden.optimization.turns import Turns
+from leyden.optimization.update import Updates
+from leyden.optimization.window import Weight, Window
+from leyden.precision.base import Precision
+
+
+class Place(NamedTuple):
+    """Where in its window a micro-batch of ``accumulate`` is.
+
+    Attributes:
+        opens: it is the first: gradients were cleared.
+        closes: it is the last: step now.
+        size: micro-batches of the window.
+    """
+
+    opens: bool
+    closes: bool
+    size: int
+
+
+@final
+class ManualOptimization:
+    """Gives the user's ``training_step`` the parts that automatic optimization is made of.
+
+    Args:
+        turns: the optimizers.
+        updates: performs the updates.
+        calls: the user's methods; of these ``training_step``, ``backward`` and the backward hooks are used.
+        clocks: counts updates.
+        state: remembers that ``training_step`` runs, for ``self.log``.
+        precision: autocast is left for backward and update, and entered again in closures.
+        no_sync: context of micro-batches that only accumulate, or None if gradients are not reduced.
+        batches_left: batches of the epoch from the current one on; an epoch's last window closes with it.
+    """
+
+    def __init__(
+        self,
+        turns: Turns,
+        updates: Updates,
+        calls: Calls,
+        *,
+        clocks: Clocks,
+        state: RunState,
+        precision: Precision,
+        no_sync: Callable[[], AbstractContextManager[Any]] | None = None,
+        batches_left: Callable[[], float] = lambda: math.inf,
+    ) -> None:
+        self.turns = turns
+        self._updates = updates
+        self._calls = calls
+        self._clocks = clocks
+        self._state = state
+        self._precision = precision
+        self._no_sync = no_sync
+        self._batches_left = batches_left
+        self._open_window: Window | None = None
+        self._weight: Weight | None = None
+
+    def run(self, batch: Any, batch_idx: int, window: Any, size: int, closes: bool) -> dict[str, Any]:
+        """Run ``training_step``; what windows there are is the user's affair.
+
+        Raises:
+            MisconfigurationException: it returned something else than a tensor, a mapping or None.
+        """
+        before, self._state.hook = self._state.hook, "training_step"
+        try:
+            output = self._calls.training_step(batch, batch_idx)
+        except StopIteration:  # the documented way to leave one step early
+            return {}
+        finally:
+            self._state.hook = before
+        return _outputs(output)
+
+    def step(self, index: int, closure: Callable[[], Any] | None, **kwargs: Any) -> Any:
+        """``optimizer.step()`` as the user calls it; counts for ``global_step``."""
+        turn = self.turns[index]
+        evaluations = 0
+
+        def evaluate() -> Any:
+            nonlocal evaluations
+            evaluations += 1
+            with torch.enable_grad(), self._inside_step():
+                return closure()  # type: ignore[misc]
+
+        with self._outside_step():
+            value = self._updates.perform(index, None if closure is None else evaluate, **kwargs)
+            if closure is not None and evaluations == 0:  # it ignored its closure; the hooks run all the same
+                self._updates.make_ready(turn)
+        self._clocks.global_step += 1
+        turn.clock.tick(turn.skipped)
+        return value
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """``manual_backward``: the loss's share of its window, scaled, hooks, backward."""
+        calls, scale = self._calls, self._precision.loss_scale
+        for turn in self.turns:
+            turn.is_fresh = True
+        if self._open_window is not None:
+            loss = self._open_window.share(loss, self._weight)
+        if scale is not None:
+            scale.update()
+            loss = scale.scale(loss)
+            scale.gradients_made([turn.optimizer for turn in self.turns])
+        with self._outside_step():
+            if calls.on_before_backward is not None:
+                calls.on_before_backward(loss)
+            if calls.backward is not None:
+                calls.backward(loss, *args, **kwargs)
+            elif args or kwargs:
+                loss.backward(*args, **kwargs)
+            else:
+                backward(loss)
+            if calls.on_after_backward is not None:
+                calls.on_after_backward()
+
+    @contextmanager
+    def accumulate(self, optimizers: Sequence[Any], batches: int, weight: Weight | None = None) -> Iterator[Place]:
+        """One micro-batch of a window that the given optimizers share. See ``LightningModule.accumulate``."""
+        if isinstance(batches, bool) or not isinstance(batches, int) or batches < 1:
+            raise InvalidValueError(
+                f"accumulate(batches={batches!r}) must be an int >= 1: the micro-batches of one update",
+                code="accumulate-batches",
+            )
+        turns = [self.turns[self.turns.index_of(optimizer)] for optimizer in optimizers]
+        first = turns[0].window
+        opens = first.id is None
+        if opens:
+            first.begin(0, int(min(batches, self._batches_left())))
+            for turn in turns:
+                (drop_gradients if turn.contract.stock_zero_grad else _zero_grad)(turn.optimizer)
+        first.id += 1
+        closes = first.id >= first.size or self._batches_left() <= 1
+        self._open_window, self._weight = first, weight
+        try:
+            with ExitStack() as stack:
+                if not closes and self._no_sync is not None:
+                    stack.enter_context(self._no_sync())
+                yield Place(opens, closes, first.size)
+        finally:
+            self._open_window, self._weight = None, None
+        if closes:
+            correction = first.correction()
+            if correction is not None:
+                for turn in turns:
+                    scale_gradients(turn.optimizer, correction)
+            first.id = None
+            first.restart()
+
+    def make_clippable(self, optimizer: Any) -> None:
+        """Unscale the gradients of an optimizer before the user clips them; its step does not unscale again."""
+        self._updates.unscale(self.turns[self.turns.index_of(optimizer)])
+
+    def end_batch(self, closes: bool) -> None:
+        """Let the verdicts of this batch change the loss scale."""
+        if self._precision.loss_scale is not None:
+            self._precision.loss_scale.update()
+
+    def _outside_step(self) -> AbstractContextManager[None]:
+        """Leave autocast, which surrounds ``training_step`` but must not reach backward or the optimizer."""
+        autocasts = self._precision.autocasts and torch.is_autocast_enabled(self._precision.device_type)
+        return self._without_autocast() if autocasts else _NOTHING
+
+    @contextmanager
+    def _without_autocast(self) -> Iterator[None]:
+        with self._precision.update_context():
+            yield
+        # Autocast keeps cast copies of the weights until its outermost context ends; an update makes them stale.
+        torch.clear_autocast_cache()
+
+    @contextmanager
+    def _inside_step(self) -> Iterator[None]:
+        """Enter the precision's context again, for a closure that runs inside of an update."""
+        if not self._precision.autocasts:
+            yield
+            return
+        torch.clear_autocast_cache()
+        with self._precision.forward_context():
+            yield
+
+
+_NOTHING = nullcontext()
+
+
+def _zero_grad(optimizer: Any) -> None:
+    optimizer.zero_grad()
+
+
+def _outputs(output: Any) -> dict[str, Any]:
+    """What hooks get to see of a manual ``training_step``: its values, the loss detached."""
+    if output is None:
+        return {}
+    if isinstance(output, Tensor):
+        return {"loss": output.detach()}
+    if isinstance(output, Mapping):
+        loss = output.get("loss")
+        return {**output, "loss": loss.detach()} if isinstance(loss, Tensor) else dict(output)
+    raise MisconfigurationException(
+        f"training_step returned {type(output).__name__}; in manual optimization it may return a tensor, a dict or "
+        "None",
+        code="training-step-output",
+    )

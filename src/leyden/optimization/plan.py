@@ -1,0 +1,405 @@
+"""``configure_optimizers() -> Plan``: every legal form, every error, parameter names, coverage."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from torch import nn
+from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
+
+from leyden.errors import (
+    InvalidTypeError,
+    InvalidValueError,
+    MisconfigurationException,
+    MissingKeyError,
+    OptimizerIdxError,
+    warn,
+)
+from leyden.optimization.joint import Joint, members_of
+from leyden.optimization.optimizer import NoOptimizer, is_handle, parameters_of, unwrap
+from leyden.optimization.schedulers import LRSchedulerConfig, is_plateau
+
+_FORMS = """configure_optimizers may return
+  - an optimizer
+  - a list or tuple of optimizers, which take turns on every batch
+  - ([optimizer, ...], [scheduler or scheduler dict, ...]), where the second item may also be one scheduler or dict
+  - {"optimizer": optimizer, "lr_scheduler": scheduler or scheduler dict, "monitor": name, "frequency": n}
+  - a list or tuple of such dicts
+  - Joint([optimizer, ...]) in place of any optimizer: one backward, several steps
+  - None, to train without an optimizer"""
+
+_OPTIMIZER_INTERFACE = ("step", "state_dict", "load_state_dict", "param_groups", "state", "defaults")
+_OPTIMIZER_KEYS = ("optimizer", "lr_scheduler", "monitor", "frequency")
+_SCHEDULER_KEYS = tuple(LRSchedulerConfig.__dataclass_fields__)
+
+
+class Coverage(NamedTuple):
+    """How the module's parameters and the optimizers' match, by name.
+
+    Attributes:
+        unassigned: trainable parameters of the module in no optimizer.
+        shared: parameters in more than one optimizer.
+        frozen: parameters in an optimizer that do not require gradients.
+        foreign: number of optimized parameters that are not the module's.
+    """
+
+    unassigned: tuple[str, ...] = ()
+    shared: tuple[str, ...] = ()
+    frozen: tuple[str, ...] = ()
+    foreign: int = 0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What ``configure_optimizers`` means, normalised and checked. ``print(plan)`` shows it as a table.
+
+    Attributes:
+        optimizers: the users' optimizers in configured order, Joints included.
+        schedulers: all schedulers, in configured order.
+        frequencies: batches in a row for each optimizer; empty if all are active on every batch.
+        automatic: whether leyden runs the updates.
+        names: for each optimizer the names of its parameters, group by group.
+        coverage: which parameters are in no optimizer, in two, frozen.
+        accumulate_grad_batches: micro-batches of a window, or a schedule ``{epoch: micro-batches}``.
+        gradient_clip_val: greatest norm or value; None clips nothing.
+        gradient_clip_algorithm: "norm" or "value".
+    """
+
+    optimizers: tuple[Any, ...] = ()
+    schedulers: tuple[LRSchedulerConfig, ...] = ()
+    frequencies: tuple[int, ...] = ()
+    automatic: bool = True
+    names: tuple[tuple[tuple[str, ...], ...], ...] = ()
+    coverage: Coverage = field(default_factory=Coverage)
+    accumulate_grad_batches: int | Mapping[int, int] = 1
+    gradient_clip_val: float | None = None
+    gradient_clip_algorithm: str | None = None
+
+    def __str__(self) -> str:
+        from leyden.optimization.plan_table import plan_table
+
+        return plan_table(self)
+
+
+def build_plan(
+    returned: Any,
+    *,
+    module: nn.Module,
+    automatic: bool = True,
+    custom_scheduler_step: bool = False,
+    accumulate_grad_batches: int | Mapping[int, int] = 1,
+    gradient_clip_val: float | None = None,
+    gradient_clip_algorithm: str | None = None,
+) -> Plan:
+    """Normalise and check what ``configure_optimizers`` returned.
+
+    Args:
+        returned: the value.
+        module: whose parameters give the names.
+        automatic: whether leyden runs the updates; manual mode checks less of the schedulers.
+        custom_scheduler_step: whether ``lr_scheduler_step`` is overridden, so that schedulers of any class may come.
+        accumulate_grad_batches: shown in the table.
+        gradient_clip_val: shown in the table.
+        gradient_clip_algorithm: shown in the table.
+
+    Raises:
+        MisconfigurationException: naming the offending item; subclasses say which 1.x or 2.x class it stands for.
+
+    >>> import torch
+    >>> net = torch.nn.Linear(2, 1)
+    >>> plan = build_plan([torch.optim.SGD(net.parameters(), lr=0.1)], module=net)
+    >>> plan.names
+    ((('weight', 'bias'),),)
+    """
+    optimizers, schedulers, frequencies = _parse(returned)
+    indices = {id(member): i for i, o in enumerate(optimizers) for member in (o, *members_of(o))}
+    check = _SchedulerCheck(indices, automatic=automatic, any_class=custom_scheduler_step)
+    configs = tuple(check(item, monitor) for item, monitor in schedulers)
+    names, coverage = _names(optimizers, module)
+    return Plan(
+        optimizers=tuple(optimizers),
+        schedulers=configs,
+        frequencies=tuple(frequencies) if automatic and len(optimizers) > 1 else (),
+        automatic=automatic,
+        names=names,
+        coverage=coverage,
+        accumulate_grad_batches=accumulate_grad_batches,
+        gradient_clip_val=gradient_clip_val,
+        gradient_clip_algorithm=gradient_clip_algorithm,
+    )
+
+
+class _Parsed(NamedTuple):
+    optimizers: list[Any]
+    schedulers: list[tuple[Any, str | None]]  # each with the monitor that the dict around it names
+    frequencies: list[int]
+
+
+def _parse(returned: Any) -> _Parsed:
+    if returned is None:
+        warn(
+            "configure_optimizers returned None: the run goes on without an optimizer and updates nothing",
+            code="plan-no-optimizer",
+        )
+        return _Parsed([NoOptimizer()], [], [])
+    if _is_optimizer(returned):
+        return _Parsed([unwrap(returned)], [], [])
+    if _is_pair(returned):
+        optimizers, schedulers = returned
+        return _Parsed([unwrap(o) for o in optimizers], [(s, None) for s in _scheduler_list(schedulers)], [])
+    if isinstance(returned, Mapping):
+        single = _from_dict(returned)
+        return _Parsed(single.optimizers, single.schedulers, [])
+    if isinstance(returned, list | tuple) and returned:
+        if all(isinstance(item, Mapping) for item in returned):
+            return _from_dicts(returned)
+        if all(_is_optimizer(item) for item in returned):
+            return _Parsed([unwrap(item) for item in returned], [], [])
+    raise MisconfigurationException(f"{_offence(returned)}. {_FORMS}", code="plan-form")
+
+
+def _is_optimizer(value: Any) -> bool:
+    return is_handle(value) or all(hasattr(value, name) for name in _OPTIMIZER_INTERFACE)
+
+
+def _is_pair(returned: Any) -> bool:
+    """Whether this is ``([optimizers], schedulers)``: only a list in first place says so, a tuple does not."""
+    if not isinstance(returned, list | tuple) or len(returned) != 2 or not isinstance(returned[0], list):
+        return False
+    return bool(returned[0]) and all(_is_optimizer(item) for item in returned[0])
+
+
+def _scheduler_list(schedulers: Any) -> list[Any]:
+    if isinstance(schedulers, list | tuple):
+        return list(schedulers)
+    if schedulers is None:
+        raise MisconfigurationException(
+            f"configure_optimizers returned None in place of the schedulers; leave it out or return []. {_FORMS}",
+            code="plan-form",
+        )
+    return [schedulers]
+
+
+def _offence(returned: Any) -> str:
+    """The item that makes a return value illegal, in words."""
+    if not isinstance(returned, list | tuple):
+        return f"configure_optimizers returned {type(returned).__name__} {returned!r}"
+    if not returned:
+        return f"configure_optimizers returned an empty {type(returned).__name__}"
+    kinds = [type(item).__name__ for item in returned]
+    for place, item in enumerate(returned):
+        if isinstance(item, list | tuple):
+            bad = [type(part).__name__ for part in item if not _is_optimizer(part)]
+            what = f"holds {bad[0]}" if bad else "is a sequence of its own"
+            return f"item {place} of what configure_optimizers returned ({type(item).__name__}) {what}"
+        if not _is_optimizer(item) and not isinstance(item, Mapping):
+            return f"item {place} of what configure_optimizers returned is {type(item).__name__}, not an optimizer"
+    return f"configure_optimizers returned a mix: {', '.join(kinds)}"
+
+
+def _from_dict(config: Mapping[str, Any], place: str = "the dict") -> _Parsed:
+    unknown = [key for key in config if key not in _OPTIMIZER_KEYS]
+    if unknown:
+        warn(
+            f"{place} that configure_optimizers returned has keys that mean nothing there: {unknown}; known are "
+            f"{list(_OPTIMIZER_KEYS)}",
+            code="plan-unknown-key",
+            category=RuntimeWarning,
+        )
+    if "optimizer" not in config:
+        raise MissingKeyError(
+            f"{place} that configure_optimizers returned has no key 'optimizer'; its keys are {list(config)}",
+            code="plan-no-optimizer-key",
+        )
+    optimizer = config["optimizer"]
+    if isinstance(optimizer, list | tuple) and optimizer and all(_is_optimizer(item) for item in optimizer):
+        optimizer = optimizer[0] if len(optimizer) == 1 else Joint(optimizer)
+    if not _is_optimizer(optimizer):
+        raise MisconfigurationException(
+            f"{place} that configure_optimizers returned has {type(optimizer).__name__} under 'optimizer', not an "
+            f"optimizer. {_FORMS}",
+            code="plan-form",
+        )
+    scheduler = config.get("lr_scheduler")
+    if isinstance(scheduler, list | tuple):
+        raise MisconfigurationException(
+            f"{place} that configure_optimizers returned has a {type(scheduler).__name__} under 'lr_scheduler'; it "
+            "takes one scheduler or one scheduler dict. Several are returned as ([optimizer], [scheduler, ...])",
+            code="plan-form",
+        )
+    schedulers = [] if scheduler is None else [(scheduler, config.get("monitor"))]
+    return _Parsed([unwrap(optimizer)], schedulers, [])
+
+
+def _from_dicts(configs: Sequence[Mapping[str, Any]]) -> _Parsed:
+    parsed = [_from_dict(config, f"dict {place}") for place, config in enumerate(configs)]
+    given = [config["frequency"] for config in configs if config.get("frequency") is not None]
+    if given and len(given) != len(configs):
+        raise InvalidValueError(
+            f"{len(given)} of the {len(configs)} dicts that configure_optimizers returned have a 'frequency'; give "
+            "it to all of them or to none",
+            code="plan-frequency",
+        )
+    for place, frequency in enumerate(given):
+        _check_frequency(frequency, f"the 'frequency' of dict {place}")
+    # A bare ReduceLROnPlateau takes its monitor from the dict around it only where that dict stands alone.
+    schedulers = [(scheduler, None) for part in parsed for scheduler, _ in part.schedulers]
+    return _Parsed([part.optimizers[0] for part in parsed], schedulers, given)
+
+
+def _check_frequency(frequency: Any, what: str) -> None:
+    if isinstance(frequency, bool) or not isinstance(frequency, int) or frequency < 1:
+        raise MisconfigurationException(f"{what} is {frequency!r}; it must be an int >= 1", code="plan-frequency")
+
+
+class _SchedulerCheck:
+    """Turns one returned scheduler or scheduler dict into a checked config."""
+
+    def __init__(self, indices: Mapping[int, int], *, automatic: bool, any_class: bool) -> None:
+        self._indices = indices
+        self._automatic = automatic
+        self._any_class = any_class
+
+    def __call__(self, item: Any, monitor: str | None) -> LRSchedulerConfig:
+        if isinstance(item, Mapping):
+            config = self._from_dict(item)
+        else:
+            config = LRSchedulerConfig(item, reduce_on_plateau=is_plateau(item), monitor=monitor)
+        self._check_class(config.scheduler)
+        _check_frequency(config.frequency, f"the 'frequency' of the scheduler {type(config.scheduler).__name__}")
+        if self._automatic:
+            self._check_automatic(config)
+        config.opt_idx = self._owner(config)
+        return config
+
+    def _from_dict(self, item: Mapping[str, Any]) -> LRSchedulerConfig:
+        unknown = [key for key in item if key not in _SCHEDULER_KEYS]
+        if unknown:
+            warn(
+                f"a scheduler dict has keys that mean nothing there: {unknown}; known are {list(_SCHEDULER_KEYS)}",
+                code="plan-unknown-key",
+                category=RuntimeWarning,
+            )
+        if item.get("scheduler") is None:
+            raise MissingKeyError(
+                f"a scheduler dict must have the key 'scheduler' with a scheduler; its keys are {list(item)}",
+                code="plan-no-scheduler-key",
+            )
+        ignored = [key for key in ("reduce_on_plateau", "monitor", "strict") if key in item]
+        if not self._automatic and ignored:
+            warn(
+                f"the keys {ignored} of a scheduler dict are ignored in manual optimization, where you step the "
+                "scheduler yourself",
+                code="plan-manual-scheduler",
+                category=RuntimeWarning,
+            )
+        known = {key: value for key, value in item.items() if key in _SCHEDULER_KEYS}
+        return LRSchedulerConfig(**{"reduce_on_plateau": is_plateau(item["scheduler"]), **known})
+
+    def _check_class(self, scheduler: Any) -> None:
+        name = type(scheduler).__name__
+        if not (hasattr(scheduler, "state_dict") and hasattr(scheduler, "load_state_dict")):
+            raise InvalidTypeError(
+                f"{name} is no scheduler: it has no state_dict and load_state_dict", code="plan-scheduler-class"
+            )
+        if not self._automatic or self._any_class or isinstance(scheduler, LRScheduler) or is_plateau(scheduler):
+            return
+        raise MisconfigurationException(
+            f"{name} is not one of torch's schedulers, so how to step it is not known; override lr_scheduler_step",
+            code="plan-scheduler-class",
+        )
+
+    def _check_automatic(self, config: LRSchedulerConfig) -> None:
+        name = type(config.scheduler).__name__
+        if config.interval not in ("step", "epoch"):
+            raise MisconfigurationException(
+                f"the 'interval' of {name} is {config.interval!r}; it must be 'step' or 'epoch'", code="plan-interval"
+            )
+        if config.reduce_on_plateau and config.monitor is None:
+            raise MisconfigurationException(
+                f"{name} must know which value to watch: return it as "
+                '{"scheduler": scheduler, "monitor": "name of a logged value"}',
+                code="plan-monitor",
+            )
+        if isinstance(config.scheduler, OneCycleLR) and config.interval == "epoch":
+            warn(
+                "OneCycleLR counts updates but is stepped once per epoch here; give it as "
+                '{"scheduler": scheduler, "interval": "step"}',
+                code="plan-one-cycle",
+                category=RuntimeWarning,
+            )
+
+    def _owner(self, config: LRSchedulerConfig) -> int | None:
+        optimizer = getattr(config.scheduler, "optimizer", None)
+        if optimizer is None:
+            return config.opt_idx
+        index = self._indices.get(id(unwrap(optimizer)))
+        name = type(config.scheduler).__name__
+        if index is None:
+            raise MisconfigurationException(
+                f"{name} belongs to an optimizer ({type(unwrap(optimizer)).__name__}) that configure_optimizers did "
+                "not return; build it on one that is returned",
+                code="plan-foreign-scheduler",
+            )
+        if config.opt_idx not in (None, index):
+            raise MisconfigurationException(
+                f"{name} was given opt_idx {config.opt_idx}, but it was built on optimizer {index}",
+                code="plan-opt-idx",
+            )
+        return index
+
+
+def _names(
+    optimizers: Sequence[Any], module: nn.Module
+) -> tuple[tuple[tuple[tuple[str, ...], ...], ...], Coverage]:
+    """The parameters of each optimizer by name, group by group, and what is odd about them."""
+    known = {id(p): name for name, p in module.named_parameters()}
+    owners: dict[int, int] = {}
+    for optimizer in optimizers:
+        for identity in {id(p) for p in parameters_of(optimizer)}:
+            owners[identity] = owners.get(identity, 0) + 1
+    names = tuple(
+        tuple(tuple(known.get(id(p), "(not in the module)") for p in group["params"]) for group in o.param_groups)
+        for o in optimizers
+    )
+    coverage = Coverage(
+        unassigned=tuple(n for n, p in module.named_parameters() if p.requires_grad and id(p) not in owners),
+        shared=tuple(known.get(i, "(not in the module)") for i, count in owners.items() if count > 1),
+        frozen=tuple(known[id(p)] for o in optimizers for p in parameters_of(o) if _is_frozen(p, known)),
+        foreign=sum(i not in known for i in owners),
+    )
+    return names, coverage
+
+
+def _is_frozen(parameter: Any, known: Mapping[int, str]) -> bool:
+    return id(parameter) in known and not parameter.requires_grad
+
+
+def check_optimizer_idx(plan: Plan, *, takes_optimizer_idx: bool, takes_any: bool) -> None:
+    """Refuse a ``training_step`` that does not fit the number of optimizers.
+
+    Args:
+        plan: the optimizers.
+        takes_optimizer_idx: ``training_step`` names ``optimizer_idx``.
+        takes_any: ``training_step`` has ``*args``, so it takes whatever comes.
+
+    Raises:
+        OptimizerIdxError: naming the remedies.
+    """
+    count = len(plan.optimizers)
+    if plan.automatic and count > 1 and not takes_optimizer_idx and not takes_any:
+        raise OptimizerIdxError(
+            f"configure_optimizers returned {count} optimizers, and training_step does not say what to do with them. "
+            "Either let them take turns: training_step(self, batch, batch_idx, optimizer_idx). Or update them "
+            "together after one backward: return Joint([...]) from configure_optimizers. Or step them yourself: set "
+            "self.automatic_optimization = False in __init__",
+            code="optimizer-idx-missing",
+        )
+    if not plan.automatic and count > 1 and takes_optimizer_idx:
+        raise OptimizerIdxError(
+            "training_step takes optimizer_idx, but automatic_optimization is False: in manual optimization it runs "
+            "once per batch. Remove the argument, or set automatic_optimization = True",
+            code="optimizer-idx-manual",
+        )

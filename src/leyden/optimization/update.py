@@ -1,0 +1,164 @@
+"""One update: gradients ready -> corrected -> unscaled -> hooks -> clipped -> verdict -> step.
+
+Automatic and manual mode come here alike, through ``LightningOptimizer.step``.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any, final
+
+import torch
+
+from leyden.hooks.dispatch import Hook
+from leyden.optimization.gradients import scale_gradients
+from leyden.optimization.optimizer import parameters_of
+from leyden.optimization.turns import Turn, Turns
+from leyden.precision.scaling import LossScale
+
+NON_FINITE = "non-finite gradients"
+NO_LOSS = "no loss"
+NO_STEP = "not stepped by its handle"
+
+
+@final
+class Updates:
+    """Performs the updates of all optimizers of a run.
+
+    Args:
+        turns: the optimizers.
+        before_step: the ``on_before_optimizer_step`` hook, or None.
+        clip: clips one optimizer's gradients, or None if nothing clips.
+        measure: is shown one turn before clipping, to log its gradients' norm, or None.
+        loss_scale: float16's loss scaler, or None.
+        reduce: reduces gradients over processes, or None.
+
+    Attributes:
+        overflowed: whether an update of this window had gradients that are not finite; the verdict then holds for all
+            optimizers that still come in the window.
+    """
+
+    __slots__ = ("_before_step", "_clip", "_loss_scale", "_measure", "_reduce", "_turns", "overflowed")
+
+    def __init__(
+        self,
+        turns: Turns,
+        *,
+        before_step: Hook | None = None,
+        clip: Callable[[Any], None] | None = None,
+        measure: Callable[[Turn], None] | None = None,
+        loss_scale: LossScale | None = None,
+        reduce: Callable[[list[Any]], None] | None = None,
+    ) -> None:
+        self._turns = turns
+        self._before_step = before_step
+        self._clip = clip
+        self._measure = measure
+        self._loss_scale = loss_scale
+        self._reduce = reduce
+        self.overflowed = False
+
+    def perform(self, index: int, closure: Callable[[], Any] | None, **kwargs: Any) -> Any:
+        """Run one update of the optimizer at ``index`` and return what its ``step`` returned."""
+        turn = self._turns[index]
+        if closure is None:
+            self.make_ready(turn)
+            return self._step(turn, **kwargs) if self._may_step(turn) else None
+        if turn.contract.evaluates_once or not turn.contract.takes_closure:
+            value = closure()
+            self.make_ready(turn)
+            if not self._may_step(turn):
+                return None
+            self._step(turn, **kwargs)
+            return value
+        if self._loss_scale is not None:
+            return self._perform_scaled(turn, closure, **kwargs)
+
+        def evaluate() -> Any:
+            value = closure()
+            self.make_ready(turn)
+            return value
+
+        turn.skipped = None
+        return turn.optimizer.step(closure=evaluate, **kwargs)
+
+    def make_ready(self, turn: Turn) -> None:
+        """Bring the gradients of a turn into the state in which hooks, clipping and the step want them."""
+        optimizer = turn.optimizer
+        if turn.is_fresh:
+            turn.is_fresh = False
+            correction = turn.window.correction()
+            if correction is not None:
+                scale_gradients(optimizer, correction)
+            if self._reduce is not None:
+                self._reduce(parameters_of(optimizer))
+        self.unscale(turn)
+        if self._before_step is not None:
+            self._before_step(optimizer)
+        if self._measure is not None:
+            self._measure(turn)
+        if self._clip is not None:
+            self._clip(optimizer)
+
+    def unscale(self, turn: Turn) -> None:
+        """Unscale the gradients of a turn, once for each time that they were made."""
+        if self._loss_scale is not None and self._loss_scale.is_scaled(turn.optimizer):
+            turn.is_finite = self._loss_scale.unscale(turn.optimizer)
+            if not turn.is_finite:
+                self.overflowed = True
+
+    def _may_step(self, turn: Turn) -> bool:
+        """The verdict. Without a scaler the step always runs, as torch's own would."""
+        turn.skipped = None
+        if self._loss_scale is not None:
+            if not turn.is_finite or (self.overflowed and self._turns.automatic):
+                turn.skipped = NON_FINITE
+            elif self._turns.automatic and turn.window.losses == 0:
+                turn.skipped = NO_LOSS
+        return turn.skipped is None
+
+    def _step(self, turn: Turn, **kwargs: Any) -> Any:
+        if kwargs or not turn.contract.evaluates_once:
+            return turn.optimizer.step(**kwargs)
+        return turn.contract.bare_step()
+
+    def _perform_scaled(self, turn: Turn, closure: Callable[[], Any], **kwargs: Any) -> Any:
+        """An update whose optimizer evaluates the closure by itself, with gradients unscaled inside of it.
+
+        An evaluation that is not finite ends the update; parameters and state are what they were before it.
+        """
+        snapshot = Snapshot(turn.optimizer)
+
+        def evaluate() -> Any:
+            value = closure()
+            self.make_ready(turn)
+            if not self._may_step(turn):
+                raise _UpdateSkipped
+            return value
+
+        try:
+            return turn.optimizer.step(closure=evaluate, **kwargs)
+        except _UpdateSkipped:
+            snapshot.restore()
+            return None
+
+
+class _UpdateSkipped(Exception):
+    """Leaves an optimizer's ``step`` from inside of its closure."""
+
+
+class Snapshot:
+    """Parameters and state of an optimizer, to be restored after an update that must not count."""
+
+    def __init__(self, optimizer: Any) -> None:
+        self._optimizer = optimizer
+        self._values = [(p, p.detach().clone()) for p in parameters_of(optimizer)]
+        self._state = copy.deepcopy(optimizer.state_dict())
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Bring everything back."""
+        for parameter, value in self._values:
+            parameter.copy_(value)
+        self._optimizer.load_state_dict(self._state)
