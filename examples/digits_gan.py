@@ -109,8 +109,8 @@ class DigitsGAN(LightningModule):
         return (self.criterion(images, real=True) + self.criterion(fakes, real=False)) / 2
 
     def configure_optimizers(self) -> tuple[list[Optimizer], list[LRScheduler]]:
-        g_opt = Adam(self.generator.parameters(), lr=2e-3, betas=(0.5, 0.99))
-        d_opt = Adam(self.discriminator.parameters(), lr=1e-3, betas=(0.5, 0.99))
+        g_opt = Adam(self.generator.parameters(), lr=2e-3, betas=(0.0, 0.99))
+        d_opt = Adam(self.discriminator.parameters(), lr=1e-3, betas=(0.0, 0.99))
         g_sch = CosineAnnealingLR(g_opt, T_max=self.epochs)
         d_sch = LinearLR(d_opt, start_factor=1.0, end_factor=0.1, total_iters=self.epochs)
         return [g_opt, d_opt], [g_sch, d_sch]
@@ -180,7 +180,8 @@ class Record(Callback):
         if epoch in (1, 2, 5, 10, 20, 50, 100, trainer.max_epochs):
             module.generator.eval()
             with torch.no_grad():
-                self.images[epoch] = module.generator(self.noise.to(module.device, module.dtype)).float().cpu()
+                images = module.generator(self.noise.to(module.device, module.dtype))
+            self.images[epoch] = images.float().cpu()
             module.generator.train()
 
 

@@ -29,7 +29,7 @@ def lightning_base() -> type[Any]:
     return LightningModule
 
 
-# Every case defines a class on a given base and makes an instance; the same text runs on leyden and Lightning.
+# Every case defines a class on a given base and makes an instance; the same text runs on both libraries.
 
 
 def all_arguments(base: type[Any]) -> Any:

@@ -100,7 +100,7 @@ def play(
             if clip is not None:
                 clip(optimizer_idx, [p for group in opt.param_groups for p in group["params"]])
             opt.step()
-    return loss
+    return loss.detach()
 
 
 TURNS = [(i, j, j == 0, j == 1) for i in range(BATCHES) for j in (0, 1)] * EPOCHS

@@ -101,9 +101,7 @@ def build_engine(
     """Build what runs the optimizers of a fit from its plan."""
     count = len(handles)
     several = plan.automatic and count > 1
-    turns = RunTurns(
-        handles, clocks.for_optimizers(count), frequencies=plan.frequencies, automatic=plan.automatic
-    )
+    turns = RunTurns(handles, clocks.for_optimizers(count), frequencies=plan.frequencies, automatic=plan.automatic)
     bind = functools.partial(_bind, module, state=state, several=several, turns=turns, mixed=precision.is_mixed)
     hooks = bind_hooks(
         module=module,
@@ -219,9 +217,7 @@ def _in_context(precision: Precision, step: Callable[..., Any]) -> Callable[...,
     return in_context
 
 
-def _clipping(
-    plan: Plan, module: LightningModule, bind: Callable[[str], Hook | None]
-) -> Callable[[Any], None] | None:
+def _clipping(plan: Plan, module: LightningModule, bind: Callable[[str], Hook | None]) -> Callable[[Any], None] | None:
     """What clips the gradients of an update: the user's hook, the default, or nothing."""
     value = plan.gradient_clip_val
     algorithm = GradClipAlgorithmType(plan.gradient_clip_algorithm) if plan.gradient_clip_algorithm else None
@@ -304,9 +300,7 @@ def build_modes(module: LightningModule, name: str) -> Modes:
     def override(method: str) -> Callable[..., Any] | None:
         return getattr(module, method) if overrides(module, method, BASES) else None
 
-    return Modes(
-        module, to_eval=override(f"on_{name}_model_eval"), to_train=override(f"on_{name}_model_train")
-    )
+    return Modes(module, to_eval=override(f"on_{name}_model_eval"), to_train=override(f"on_{name}_model_train"))
 
 
 def build_evaluation_step(

@@ -90,11 +90,11 @@ class LeydenWarning(UserWarning):
 
 
 def warn(message: str, *, code: str, category: type[Warning] = LeydenWarning, stacklevel: int = 3) -> None:
-    """Emit ``message`` with its code.
+    r"""Emit ``message`` with its code.
 
     Args:
         message: what was found and what to do.
-        code: stable identifier; silence it with ``warnings.filterwarnings("ignore", message=r".*\\[code\\]")``.
+        code: stable identifier; silence it with ``warnings.filterwarnings("ignore", message=r".*\[code\]")``.
         category: class of the warning; ``RuntimeWarning`` and others where Lightning's users filter by them.
         stacklevel: frames up to the caller whose line is shown.
     """

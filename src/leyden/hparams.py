@@ -56,9 +56,7 @@ class HyperparametersMixin:
     __jit_unused_properties__: ClassVar[list[str]] = ["hparams", "hparams_initial"]
 
     _log_hyperparams: bool = False  # whether loggers get them
-    _hparams_name: str | None = (
-        None  # argument of __init__ that takes them on loading; "kwargs": each its own
-    )
+    _hparams_name: str | None = None  # argument of __init__ that takes them on loading; "kwargs": each its own
 
     def save_hyperparameters(
         self,
@@ -185,9 +183,7 @@ def _as_mapping(values: Any) -> MutableMapping[str, Any]:
     if isinstance(values, Mapping):
         return AttributeDict(values)
     if dataclasses.is_dataclass(values) and not isinstance(values, type):
-        return AttributeDict(
-            {field.name: getattr(values, field.name) for field in dataclasses.fields(values)}
-        )
+        return AttributeDict({field.name: getattr(values, field.name) for field in dataclasses.fields(values)})
     raise _bad_type(values)
 
 
@@ -225,9 +221,7 @@ def _init_arguments(owner: Any, frame: FrameType | None) -> dict[str, Any] | Non
         frame = frame.f_back
     if dataclasses.is_dataclass(owner):
         # The generated __init__ has placeholders for arguments that a default_factory fills.
-        fields = [
-            field.name for field in dataclasses.fields(owner) if field.init and hasattr(owner, field.name)
-        ]
+        fields = [field.name for field in dataclasses.fields(owner) if field.init and hasattr(owner, field.name)]
         found = {**(found or {}), **{name: getattr(owner, name) for name in fields}}
     return found
 

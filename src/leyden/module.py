@@ -57,7 +57,7 @@ class LightningModule(ModuleHooks):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         self.__dict__["_probe"] = fn(self.__dict__["_probe"])
-        return super()._apply(fn, recurse)
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_trainer": None}
@@ -245,7 +245,7 @@ class LightningModule(ModuleHooks):
             MisconfigurationException: in automatic optimization: use ``Trainer(accumulate_grad_batches=...)``.
         """
         optimizers = optimizer if isinstance(optimizer, Sequence) else [optimizer]
-        return self._manual("accumulate").accumulate(optimizers, batches, weight)
+        return self._manual("accumulate").accumulate(optimizers, batches, weight)  # type: ignore[no-any-return]
 
     def _manual(self, name: str) -> Any:
         trainer = self.trainer
@@ -263,7 +263,7 @@ class LightningModule(ModuleHooks):
         """Run backward; override it to do so in a way of your own. 1.x passes optimizer and index behind the loss."""
         if args and (hasattr(args[0], "param_groups") or _is_none_and_index(args)):
             args = args[2:]
-        loss.backward(*args, **kwargs)
+        loss.backward(*args, **kwargs)  # type: ignore[no-untyped-call]
 
     def toggle_optimizer(self, optimizer: Any, optimizer_idx: int | None = None) -> None:
         """Let only the parameters of ``optimizer`` require gradients, until ``untoggle_optimizer``."""
@@ -342,9 +342,8 @@ class LightningModule(ModuleHooks):
         Called in automatic optimization for every update, for a Joint once per member, also if nothing is to be
         clipped: then both values are None.
         """
-        if len(args) == 3 or (len(args) == 1 and isinstance(args[0], int) and gradient_clip_val is not None):
-            args = args[1:]
-        elif len(args) == 2 and isinstance(args[0], int) and not isinstance(args[1], str | None):
+        by_keyword = len(args) == 1 and isinstance(args[0], int) and gradient_clip_val is not None
+        if len(args) == 3 or by_keyword or (len(args) == 2 and not isinstance(args[1], str | None)):
             args = args[1:]
         if args:
             gradient_clip_val = args[0]
@@ -427,5 +426,3 @@ def _agreed(name: str, given: Any, trainers: Any) -> Any:
 
 def _is_none_and_index(args: tuple[Any, ...]) -> bool:
     return len(args) >= 2 and args[0] is None and isinstance(args[1], int | None)
-
-

@@ -43,6 +43,7 @@ from leyden.trainer_properties import TrainerProperties
 class Runs(TrainerProperties):
     """The private half of ``Trainer``: how fit, validate, test and predict run."""
 
+    limit_train_batches: int | float
     overfit_batches: int | float
     num_sanity_val_steps: int
     inference_mode: bool
@@ -72,7 +73,7 @@ class Runs(TrainerProperties):
                 f"trainer.{stage} takes a LightningModule, got {type(model).__name__}", code="not-a-module"
             )
         state, self._module, self.datamodule = self._state, model, datamodule
-        model.trainer = self
+        model.trainer = self  # type: ignore[assignment]  # a Trainer is the only Runs there is
         if datamodule is not None:
             datamodule.trainer = self
         self.interrupted = False
@@ -181,9 +182,7 @@ class Runs(TrainerProperties):
             gradient_clip_algorithm=self.gradient_clip_algorithm,
         )
         step = module.training_step
-        check_optimizer_idx(
-            plan, takes_optimizer_idx=takes_optimizer_idx(step), takes_any=Signature.of(step).has_args
-        )
+        check_optimizer_idx(plan, takes_optimizer_idx=takes_optimizer_idx(step), takes_any=Signature.of(step).has_args)
         check_manual(plan, plan.accumulate_grad_batches)
         warn_of_overrides(module, plan.accumulate_grad_batches, plan.frequencies)
         self._plan = plan
@@ -333,9 +332,7 @@ class Runs(TrainerProperties):
         argument = f"limit_{name}_batches"
         overfit = self.overfit_batches if name == "val" and self._state.stage == "train" else 0
         limits = DataLimits(getattr(self, argument), overfit, argument)
-        return load_evaluation(
-            functools.partial(self._ask_for, name, given), limits, name=f"{name}_dataloaders"
-        )
+        return load_evaluation(functools.partial(self._ask_for, name, given), limits, name=f"{name}_dataloaders")
 
     def _transfer(self) -> Transfer | None:
         assert self._module is not None
@@ -347,9 +344,7 @@ class Runs(TrainerProperties):
 
     def _chosen(self, model: LightningModule | None) -> LightningModule:
         if model is None and self._module is None:
-            raise MisconfigurationException(
-                "there is no module yet: pass one, or call fit before", code="no-module"
-            )
+            raise MisconfigurationException("there is no module yet: pass one, or call fit before", code="no-module")
         return model if model is not None else self._module  # type: ignore[return-value]
 
     def _bind_hooks(self) -> Hooks:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import random
-import secrets
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,7 +42,9 @@ def seed_everything(seed: int | None = None, workers: bool = False, verbose: boo
     >>> seed_everything(7, verbose=False), random.random() == random.Random(7).random()
     (7, True)
     """
-    seed = _checked(os.environ.get(SEED_VARIABLE, secrets.randbelow(MAX_SEED + 1)) if seed is None else seed)
+    if seed is None:
+        seed = _checked(os.environ.get(SEED_VARIABLE, int.from_bytes(os.urandom(4), "big")))
+    seed = _checked(seed)
     if verbose:
         rank_zero_info("seed set to %d", seed)
     os.environ[SEED_VARIABLE] = str(seed)

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+PLAIN = frozenset({dict, list, tuple, int, float, str, bool, type(None)})  # asked at every batch: no need to look
+
 
 def map_tensors(function: Callable[[Tensor], Any], data: Any) -> Any:
     """``data`` with ``function`` applied to every tensor in it; other leaves stay the same objects.
@@ -60,7 +62,10 @@ def needs_move(data: Any, device: torch.device) -> bool:
         return data.device != device
     if _moves_itself(data):
         return bool(getattr(data, "device", None) != device)
-    return any(needs_move(child, device) for child in children(data))
+    for child in children(data):  # noqa: SIM110  a generator would cost more than the question
+        if needs_move(child, device):
+            return True
+    return False
 
 
 def first_batch_size(data: Any) -> int | None:
@@ -134,7 +139,8 @@ def _map_copy(function: Callable[[Any], Any], data: Any) -> Any:
 
 def _moves_itself(data: Any) -> bool:
     """Asks the class: a dict with attribute access could have a key ``to``."""
-    return callable(getattr(type(data), "to", None))
+    kind = type(data)
+    return kind not in PLAIN and callable(getattr(kind, "to", None))
 
 
 def _is_dataclass_instance(data: Any) -> bool:

@@ -18,7 +18,7 @@ class GradientAccumulationScheduler(Callback):
     ``Trainer(accumulate_grad_batches={...})`` is the same in one word.
 
     Args:
-        scheduling: ``{epoch: micro-batches}``: from that epoch on (0-based), until the next one that is named.
+        scheduling: ``{epoch: micro-batches}``: from that epoch on (0-based), until the next one named.
             Before the first one named it is 1.
 
     Raises:
@@ -34,8 +34,8 @@ class GradientAccumulationScheduler(Callback):
     def __init__(self, scheduling: dict[int, int]) -> None:
         if not isinstance(scheduling, dict) or not scheduling:
             raise InvalidTypeError(
-                f"GradientAccumulationScheduler({scheduling!r}): expected a dict {{epoch: micro-batches}} with "
-                "at least one entry, such as {0: 1, 4: 8}",
+                f"GradientAccumulationScheduler({scheduling!r}): expected a dict {{epoch: micro-batches}} "
+                "with at least one entry, such as {0: 1, 4: 8}",
                 code="accumulation-schedule",
             )
         for epoch, factor in scheduling.items():
@@ -46,8 +46,8 @@ class GradientAccumulationScheduler(Callback):
                 )
             if not _is_int(factor) or factor < 1:
                 raise MisconfigurationException(
-                    f"GradientAccumulationScheduler({scheduling!r}): {factor!r} micro-batches from epoch {epoch} "
-                    "on must be an int >= 1",
+                    f"GradientAccumulationScheduler({scheduling!r}): {factor!r} micro-batches from "
+                    f"epoch {epoch} on must be an int >= 1",
                     code="accumulation-schedule",
                 )
         self.scheduling = {0: 1, **scheduling}
@@ -71,8 +71,8 @@ class GradientAccumulationScheduler(Callback):
         """
         if not pl_module.automatic_optimization:
             raise OrderError(
-                "GradientAccumulationScheduler needs automatic optimization; in manual optimization remove it "
-                "and accumulate in training_step",
+                "GradientAccumulationScheduler needs automatic optimization; in manual optimization remove "
+                "it and accumulate in training_step",
                 code="accumulation-manual",
             )
         # what a fit before this one has set is our own doing

@@ -129,9 +129,7 @@ def kind_of(item: Any) -> Kind:
         return "loader"
     if isinstance(item, (list, tuple, Mapping)):
         inside = list(item.values()) if isinstance(item, Mapping) else item
-        if any(
-            not isinstance(child, (list, tuple, Mapping)) and kind_of(child) == "loader" for child in inside
-        ):
+        if any(not isinstance(child, (list, tuple, Mapping)) and kind_of(child) == "loader" for child in inside):
             return "nested"
         containers_only = all(isinstance(child, (list, tuple, Mapping)) for child in inside)
         return "either" if isinstance(item, list) and containers_only else "batch"

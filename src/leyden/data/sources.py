@@ -36,9 +36,7 @@ def load_training(get: Callable[[], Any], limits: DataLimits) -> tuple[Any, int 
     return loader, num_batches(length_of(loader), limit, name=name)
 
 
-def load_evaluation(
-    get: Callable[[], Any], limits: DataLimits, *, name: str
-) -> tuple[list[Any], list[int | float]]:
+def load_evaluation(get: Callable[[], Any], limits: DataLimits, *, name: str) -> tuple[list[Any], list[int | float]]:
     """The loaders of an evaluation and the number of batches of each; a loader without batches stays in its place."""
     loaders = eval_loaders(get(), name=name)
     counts = []

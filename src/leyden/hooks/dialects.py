@@ -127,9 +127,7 @@ def _configure_gradient_clipping(
     def call(optimizer: Any, gradient_clip_val: Any, gradient_clip_algorithm: Any) -> Any:
         known = (optimizer, turns.index_of(optimizer)) if first_era else (optimizer,)
         if by_name:
-            return method(
-                *known, gradient_clip_val=gradient_clip_val, gradient_clip_algorithm=gradient_clip_algorithm
-            )
+            return method(*known, gradient_clip_val=gradient_clip_val, gradient_clip_algorithm=gradient_clip_algorithm)
         return method(*known, gradient_clip_val, gradient_clip_algorithm)
 
     return call
@@ -226,7 +224,7 @@ def takes_optimizer_idx(method: Method) -> bool:
 
 
 def adapt_evaluation_step(method: Method, *, several_loaders: bool) -> Method:
-    """Return ``validation_step``, ``test_step`` or ``predict_step`` callable as ``(batch, batch_idx, dataloader_idx)``."""
+    """Return an evaluation step callable as ``(batch, batch_idx, dataloader_idx)``."""
     signature = Signature.of(method)
     count = 3 if signature.has_args else len(signature.positional)
     wants_loader = signature.required >= 3 or (several_loaders and count >= 3)

@@ -169,7 +169,7 @@ class FitLoop:
 
     def run_epoch(self, parts: FitParts) -> bool:
         """Run the batches of one epoch; returns whether all of them ran."""
-        clocks, hooks, results, state = self.clocks, parts.hooks, parts.results, parts.state
+        clocks, hooks, results = self.clocks, parts.hooks, parts.results
         run, transfer, schedulers = parts.optimization.run, parts.transfer, parts.schedulers
         every = parts.window_size()
         batches = self._batches = Batches(self.loader, self.num_batches)
@@ -194,8 +194,11 @@ class FitLoop:
                     if schedulers is not None:
                         schedulers.after_batch(batch_idx, closes=True, is_last=True)
                     break
-                window = clocks.micro_batches if every == 1 else (clocks.epoch, batch_idx // every)
-                outputs = run(batch, batch_idx, window, self._true_size(batch_idx, every), closes)
+                if every == 1:
+                    outputs = run(batch, batch_idx, clocks.micro_batches, 1, True)
+                else:
+                    window = (clocks.epoch, batch_idx // every)
+                    outputs = run(batch, batch_idx, window, self._true_size(batch_idx, every), closes)
             if schedulers is not None and (is_last or schedulers.after_every_batch):
                 schedulers.after_batch(batch_idx, closes=closes, is_last=is_last)
             if hooks.on_train_batch_end is not None:
@@ -214,8 +217,6 @@ class FitLoop:
 
     def _true_size(self, batch_idx: int, every: int) -> int:
         """Micro-batches of the window that ``batch_idx`` is in, as far as is known; a short last one is shorter."""
-        if every == 1:
-            return 1
         left = self.num_batches - (batch_idx - batch_idx % every)
         return every if left >= every else int(left)
 
@@ -234,7 +235,8 @@ class FitLoop:
             clocks.updates += 1
         if state.should_stop and self.limits.may_stop(clocks):
             return True
-        return self.limits.steps_are_over(clocks)
+        limits = self.limits
+        return (limits.max_steps != -1 or limits.max_seconds is not None) and limits.steps_are_over(clocks)
 
     def _validate(self, parts: FitParts, *, mid_window: bool) -> None:
         assert parts.validate is not None
@@ -297,5 +299,3 @@ def all_limits_reached(loop: FitLoop) -> str | None:
         name = "trainer.fit_loop.max_steps"
         return f"{clocks.global_step} steps are done and max_steps is {limits.max_steps}; raise {name} to go on"
     return None
-
-

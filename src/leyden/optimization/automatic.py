@@ -206,7 +206,12 @@ class AutomaticOptimization:
             turn.skipped = NO_STEP
         elif turn.window.losses == 0:
             turn.skipped = NO_LOSS
-        turn.clock.tick(turn.skipped)
+        clock = turn.clock
+        if turn.skipped is None:
+            clock.attempted += 1
+            clock.applied += 1
+        else:
+            clock.skip(turn.skipped)
 
     def end_batch(self, closes: bool) -> None:
         """Let the verdicts of a window change the loss scale, once for all optimizers."""

@@ -24,13 +24,18 @@ class UpdateClock:
     applied: int = 0
     skipped: dict[str, int] = field(default_factory=dict)
 
+    def skip(self, reason: str) -> None:
+        """Count an update that moved nothing."""
+        self.attempted += 1
+        self.skipped[reason] = self.skipped.get(reason, 0) + 1
+
     def tick(self, reason: str | None) -> None:
         """Count one update; ``reason`` is None if it was applied."""
+        if reason is not None:
+            self.skip(reason)
+            return
         self.attempted += 1
-        if reason is None:
-            self.applied += 1
-        else:
-            self.skipped[reason] = self.skipped.get(reason, 0) + 1
+        self.applied += 1
 
 
 @dataclass(slots=True)

@@ -105,8 +105,8 @@ def backward(loss: Tensor) -> None:
     Whatever is not plain (a subclass, several elements, no graph) takes torch's own way, with torch's own errors.
     """
     if type(loss) is Tensor and loss.requires_grad and loss.numel() == 1 and loss.is_floating_point():
-        torch.autograd.Variable._execution_engine.run_backward(  # type: ignore[attr-defined]
+        torch.autograd.Variable._execution_engine.run_backward(
             (loss,), (torch.ones_like(loss),), False, False, (), allow_unreachable=True, accumulate_grad=True
         )
     else:
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]

@@ -73,7 +73,7 @@ class Joint(Optimizer):
         """The members' state in one new dict; its values are the members' own."""
         return {key: value for member in self._members for key, value in member.state.items()}
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Run the closure once, then step every member; returns the closure's value."""
         loss = None
         if closure is not None:

@@ -128,7 +128,7 @@ class ManualOptimization:
             if calls.backward is not None:
                 calls.backward(loss, *args, **kwargs)
             elif args or kwargs:
-                loss.backward(*args, **kwargs)
+                loss.backward(*args, **kwargs)  # type: ignore[no-untyped-call]
             else:
                 backward(loss)
             if calls.on_after_backward is not None:

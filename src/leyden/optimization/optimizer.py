@@ -108,7 +108,7 @@ class NoOptimizer(Optimizer):
         self.defaults: dict[str, Any] = {}
         super().__setstate__({"state": {}, "param_groups": []})
 
-    def step(self, closure: Closure | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Closure | None = None) -> Any:
         """Run the closure and return its value."""
         return closure() if closure is not None else None
 

@@ -245,7 +245,7 @@ def _from_dicts(configs: Sequence[Mapping[str, Any]]) -> _Parsed:
     for place, frequency in enumerate(given):
         _check_frequency(frequency, f"the 'frequency' of dict {place}")
     # A bare ReduceLROnPlateau takes its monitor from the dict around it only where that dict stands alone.
-    schedulers = [(scheduler, None) for part in parsed for scheduler, _ in part.schedulers]
+    schedulers: list[tuple[Any, str | None]] = [(s, None) for part in parsed for s, _ in part.schedulers]
     return _Parsed([part.optimizers[0] for part in parsed], schedulers, given)
 
 
@@ -351,9 +351,7 @@ class _SchedulerCheck:
         return index
 
 
-def _names(
-    optimizers: Sequence[Any], module: nn.Module
-) -> tuple[tuple[tuple[tuple[str, ...], ...], ...], Coverage]:
+def _names(optimizers: Sequence[Any], module: nn.Module) -> tuple[tuple[tuple[tuple[str, ...], ...], ...], Coverage]:
     """The parameters of each optimizer by name, group by group, and what is odd about them."""
     known = {id(p): name for name, p in module.named_parameters()}
     owners: dict[int, int] = {}

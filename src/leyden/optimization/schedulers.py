@@ -153,7 +153,7 @@ class Schedulers:
 
     def _step_on_metric(self, config: LRSchedulerConfig) -> None:
         values = self._metrics()
-        if config.monitor in values:
+        if config.monitor is not None and config.monitor in values:
             self._step(config.scheduler, values[config.monitor])
             return
         known = ", ".join(map(repr, values)) or "nothing was logged"

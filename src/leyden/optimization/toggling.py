@@ -67,9 +67,7 @@ class Toggler:
             OrderError: there is none.
         """
         if not 0 <= index < len(self._optimizers):
-            raise OrderError(
-                f"there is no optimizer {index}; the run has {len(self._optimizers)}", code="toggle-index"
-            )
+            raise OrderError(f"there is no optimizer {index}; the run has {len(self._optimizers)}", code="toggle-index")
         return self._optimizers[index]
 
     def _foreign(self, optimizer: Any) -> list[Parameter]:

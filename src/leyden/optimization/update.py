@@ -39,7 +39,7 @@ class Updates:
             optimizers that still come in the window.
     """
 
-    __slots__ = ("_before_step", "_clip", "_loss_scale", "_measure", "_reduce", "_turns", "overflowed")
+    __slots__ = ("_automatic", "_before_step", "_clip", "_loss_scale", "_measure", "_reduce", "_turns", "overflowed")
 
     def __init__(
         self,
@@ -51,7 +51,8 @@ class Updates:
         loss_scale: LossScale | None = None,
         reduce: Callable[[list[Any]], None] | None = None,
     ) -> None:
-        self._turns = turns
+        self._turns = list(turns)
+        self._automatic = turns.automatic
         self._before_step = before_step
         self._clip = clip
         self._measure = measure
@@ -62,16 +63,16 @@ class Updates:
     def perform(self, index: int, closure: Callable[[], Any] | None, **kwargs: Any) -> Any:
         """Run one update of the optimizer at ``index`` and return what its ``step`` returned."""
         turn = self._turns[index]
-        if closure is None:
+        turn.skipped = None
+        contract = turn.contract
+        if closure is None or contract.evaluates_once or not contract.takes_closure:
+            value = closure() if closure is not None else None
             self.make_ready(turn)
-            return self._step(turn, **kwargs) if self._may_step(turn) else None
-        if turn.contract.evaluates_once or not turn.contract.takes_closure:
-            value = closure()
-            self.make_ready(turn)
-            if not self._may_step(turn):
+            if self._loss_scale is not None and not self._may_step(turn):
                 return None
-            self._step(turn, **kwargs)
-            return value
+            step = contract.bare_step if contract.evaluates_once and not kwargs else turn.optimizer.step
+            returned = step(**kwargs)
+            return returned if closure is None else value
         if self._loss_scale is not None:
             return self._perform_scaled(turn, closure, **kwargs)
 
@@ -80,7 +81,6 @@ class Updates:
             self.make_ready(turn)
             return value
 
-        turn.skipped = None
         return turn.optimizer.step(closure=evaluate, **kwargs)
 
     def make_ready(self, turn: Turn) -> None:
@@ -93,7 +93,8 @@ class Updates:
                 scale_gradients(optimizer, correction)
             if self._reduce is not None:
                 self._reduce(parameters_of(optimizer))
-        self.unscale(turn)
+        if self._loss_scale is not None:
+            self.unscale(turn)
         if self._before_step is not None:
             self._before_step(optimizer)
         if self._measure is not None:
@@ -109,19 +110,12 @@ class Updates:
                 self.overflowed = True
 
     def _may_step(self, turn: Turn) -> bool:
-        """The verdict. Without a scaler the step always runs, as torch's own would."""
-        turn.skipped = None
-        if self._loss_scale is not None:
-            if not turn.is_finite or (self.overflowed and self._turns.automatic):
-                turn.skipped = NON_FINITE
-            elif self._turns.automatic and turn.window.losses == 0:
-                turn.skipped = NO_LOSS
+        """The verdict under a scaler. Without one the step always runs, as torch's own would."""
+        if self._automatic and turn.window.losses == 0:
+            turn.skipped = NO_LOSS
+        elif not turn.is_finite or (self.overflowed and self._automatic):
+            turn.skipped = NON_FINITE
         return turn.skipped is None
-
-    def _step(self, turn: Turn, **kwargs: Any) -> Any:
-        if kwargs or not turn.contract.evaluates_once:
-            return turn.optimizer.step(**kwargs)
-        return turn.contract.bare_step()
 
     def _perform_scaled(self, turn: Turn, closure: Callable[[], Any], **kwargs: Any) -> Any:
         """An update whose optimizer evaluates the closure by itself, with gradients unscaled inside of it.

@@ -31,7 +31,7 @@ class LossScale:
 
     def scale(self, loss: Tensor) -> Tensor:
         """The loss times the scale."""
-        return self.scaler.scale(loss)  # type: ignore[no-any-return]
+        return self.scaler.scale(loss)
 
     def gradients_made(self, optimizers: list[Any]) -> None:
         """Remember that the gradients of these optimizers carry the scale from now on."""

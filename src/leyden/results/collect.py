@@ -378,9 +378,7 @@ class Results:
                 entry.load_state_dict(restored)
         else:
             check_same(hook, name, entry.options, options)
-            entry.given = (
-                given  # equal in effect: torch.mean for "mean", on_step=True where it is the default
-            )
+            entry.given = given  # equal in effect: torch.mean for "mean", on_step=True where it is the default
         return entry
 
     def _new_entry(self, hook: str, name: str, given: Options, options: Options) -> Entry:
@@ -388,12 +386,7 @@ class Results:
         if not options.add_dataloader_idx:
             self._check_unique(hook, name)
         entry = self._build(hook, name, given, options, self._dataloader_idx)
-        if (
-            self._reduce is not None
-            and entry.on_epoch
-            and not options.sync_dist
-            and not options.rank_zero_only
-        ):
+        if self._reduce is not None and entry.on_epoch and not options.sync_dist and not options.rank_zero_only:
             self._warn_once(
                 f"self.log({name!r}, ..., on_epoch=True) without sync_dist=True: each process keeps the "
                 "value of its own part of the data; pass sync_dist=True for the value over all of them, "

@@ -142,8 +142,7 @@ def unloggable(name: str, value: object) -> InvalidValueError:
         )
     got = f"a tensor of dtype {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
     return InvalidValueError(
-        f"self.log({name!r}, ...) expects a number, a tensor with one element or a torchmetrics.Metric; "
-        f"got {got}",
+        f"self.log({name!r}, ...) expects a number, a tensor with one element or a torchmetrics.Metric; got {got}",
         code="log-value",
     )
 

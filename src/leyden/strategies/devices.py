@@ -126,9 +126,7 @@ def _resolve_accelerator(accelerator: Any) -> str:
     exists = ", ".join(repr(other) for other in available)
     if name in ACCELERATORS:
         found = f"torch {torch.__version__} finds only {exists}"
-        message = (
-            f"accelerator={accelerator!r} is not available here, where {found}: pass one of these, or 'auto'"
-        )
+        message = f"accelerator={accelerator!r} is not available here, where {found}: pass one of these, or 'auto'"
         raise errors.MisconfigurationException(message, code="accelerator")
     expected = ", ".join(repr(other) for other in ACCELERATORS)
     message = f"expected accelerator to be one of {expected}, got {accelerator!r}: available here is {exists}"

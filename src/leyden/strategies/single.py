@@ -31,9 +31,7 @@ class SingleDeviceStrategy(Strategy):
     def __init__(self, device: torch.device | str = "cpu") -> None:
         device = torch.device(device)
         if device.type != "cpu" and device.index is None:
-            device = torch.device(
-                device.type, 0
-            )  # tensors name their index, and devices are compared with theirs
+            device = torch.device(device.type, 0)  # tensors name their index, and devices are compared with theirs
         self.root_device = device
         self.world_size = 1
         self.global_rank = 0

@@ -29,30 +29,21 @@ def is_interactive(stream: Any) -> bool:
 
 @functools.cache
 def tqdm_class() -> Any:
-    """tqdm's bar, tuned: no thread of its own, metrics of constant width, never wider than the terminal."""
+    """The class of our bars: tqdm without its thread, with metrics of constant width, never too wide."""
     in_notebook = "ipykernel" in sys.modules and importlib.util.find_spec("ipywidgets") is not None
-    if in_notebook:
-        from tqdm.notebook import tqdm
-    else:
-        from tqdm.std import tqdm
+    # here, so that runs without a bar do not load it
+    tqdm: Any = importlib.import_module("tqdm.notebook" if in_notebook else "tqdm.std").tqdm
     from tqdm.utils import disp_trim
 
-    class Tqdm(tqdm):  # type: ignore[type-arg,misc,valid-type]
+    class Tqdm(tqdm):  # type: ignore[misc]
         """A bar that is drawn when it is told to."""
 
         monitor_interval = 0  # the thread that it would start wakes bars that have not been drawn for long
 
         @staticmethod
         def format_num(number: float) -> str:
-            """Three digits, trailing zeros kept, so that the line does not jump.
-
-            A str is returned as it is.
-            """
-            if isinstance(number, str):
-                return number
-            if isinstance(number, int):
-                return str(number)
-            return f"{number:#.3g}".rstrip(".")
+            """A number in the postfix."""
+            return with_digits(number)
 
         @property
         def format_dict(self) -> Any:
@@ -68,6 +59,15 @@ def tqdm_class() -> Any:
             return str(disp_trim(line, fields["ncols"])) if fields["ncols"] else line
 
     return Tqdm
+
+
+def with_digits(value: Any) -> str:
+    """A number with three digits, trailing zeros kept so that a line does not jump; anything else as it is.
+
+    >>> with_digits(0.5), with_digits(1234.5), with_digits(3), with_digits("a")
+    ('0.500', '1.23e+03', '3', 'a')
+    """
+    return f"{value:#.3g}".rstrip(".") if isinstance(value, float) else str(value)
 
 
 def build_bar(*, description: str, total: float | None, position: int, leave: bool) -> Any:
@@ -104,8 +104,8 @@ def finite(total: float | None) -> int | None:
 class LateReader:
     """Reads values one draw late, so that nobody waits for a device.
 
-    A value on the CPU is read at once. Values on a CUDA device are copied into pinned memory while the device goes
-    on; they are shown by the next call that finds the copy complete.
+    A value on the CPU is read at once. Values on a CUDA device are copied into pinned memory while the device
+    goes on; they are shown by the next call that finds the copy complete.
 
     >>> LateReader().read({"loss": torch.tensor(0.5)})
     {'loss': 0.5}
@@ -113,43 +113,37 @@ class LateReader:
 
     def __init__(self) -> None:
         self._shown: dict[str, float] = {}
-        self._names: list[str] = []
-        self._copy: Tensor | None = None
-        self._copied: Any = None
+        self._copies: list[tuple[list[str], Tensor, Any]] = []  # names, pinned memory, event behind the copy
 
     def read(self, values: Mapping[str, Tensor]) -> dict[str, float]:
         """The newest values that are here, by name."""
         far = {name: value for name, value in values.items() if value.is_cuda}
         if far:
             self._collect()
-            if self._copy is None:
-                self._start(far)
+            if not self._copies:
+                devices = {value.device for value in far.values()}
+                self._copies = [_start_copy(far, device) for device in devices]
         shown: dict[str, float] = {}
         for name, value in values.items():
-            if not value.is_cuda:
+            if name not in far:
                 shown[name] = value.item()
             elif name in self._shown:
                 shown[name] = self._shown[name]
         return shown
 
-    def _start(self, values: dict[str, Tensor]) -> None:
-        by_device: dict[torch.device, list[Tensor]] = {}
-        names: dict[torch.device, list[str]] = {}
-        for name, value in values.items():
-            by_device.setdefault(value.device, []).append(value.detach().to(torch.float64))
-            names.setdefault(value.device, []).append(name)
-        device = next(iter(by_device))  # a second device has its turn when this copy is through
-        for candidate in by_device:
-            if not set(names[candidate]) <= set(self._shown):
-                device = candidate
-        stacked = torch.stack(by_device[device])
-        self._names = names[device]
-        self._copy = torch.empty(stacked.shape, dtype=stacked.dtype, pin_memory=True)
-        self._copy.copy_(stacked, non_blocking=True)
-        self._copied = torch.cuda.Event()
-        self._copied.record(torch.cuda.current_stream(device))
-
     def _collect(self) -> None:
-        if self._copy is not None and self._copied.query():
-            self._shown.update(zip(self._names, self._copy.tolist(), strict=True))
-            self._copy = None
+        if all(copied.query() for _, _, copied in self._copies):
+            for names, copy, _ in self._copies:
+                self._shown.update(zip(names, copy.tolist(), strict=True))
+            self._copies = []
+
+
+def _start_copy(values: Mapping[str, Tensor], device: torch.device) -> tuple[list[str], Tensor, Any]:
+    names = [name for name, value in values.items() if value.device == device]
+    with torch.cuda.device(device):
+        stacked = torch.stack([values[name].detach().to(torch.float64) for name in names])
+        copy = torch.empty(stacked.shape, dtype=stacked.dtype, pin_memory=True)
+        copy.copy_(stacked, non_blocking=True)
+        copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        copied.record()
+    return names, copy, copied

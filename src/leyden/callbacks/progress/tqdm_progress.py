@@ -1,0 +1,358 @@
+"""``TQDMProgressBar``: the default bar."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+from leyden.callbacks.progress.drawing import LateReader, build_bar, finite, is_interactive, tqdm_class, with_digits
+from leyden.callbacks.progress.progress_bar import ProgressBar
+from leyden.errors import InvalidValueError, OrderError
+
+if TYPE_CHECKING:
+    from leyden.module import LightningModule
+    from leyden.trainer import Trainer
+
+#: Seconds between two drawings: faster than an eye follows, and rare enough to cost nothing.
+INTERVAL: Final = 0.1
+
+
+class TQDMProgressBar(ProgressBar):
+    """The default bar: one row for the epoch, one below it for a validation in it.
+
+    On a terminal and in a notebook it is drawn ten times a second at most, less often where drawing is slow: a
+    tenth of the time may go into it. Values that live on a GPU are shown one drawing late, except at the end of
+    an epoch, so that no step waits for the device. In a file or a pipe it is one plain line per epoch.
+
+    Args:
+        refresh_rate: batches between two drawings; 0 shows nothing. The clock limits all the same.
+        process_position: rows to stay below, for several trainings in one terminal.
+        leave: whether every epoch leaves its line on the screen; by default the last one does.
+
+    Raises:
+        InvalidValueError: a number below 0 (``progress-bar-option``).
+
+    >>> TQDMProgressBar(refresh_rate=0).is_disabled
+    True
+    """
+
+    #: Called last at the end of an epoch, when the module has logged everything that is to be shown.
+    is_monitor = True
+
+    def __init__(self, refresh_rate: int = 1, process_position: int = 0, leave: bool = False) -> None:
+        super().__init__()
+        for option, value in (("refresh_rate", refresh_rate), ("process_position", process_position)):
+            if not isinstance(value, int) or value < 0:
+                raise InvalidValueError(
+                    f"TQDMProgressBar({option}={value!r}): expected an int >= 0", code="progress-bar-option"
+                )
+        self._refresh_rate = refresh_rate
+        self._process_position = process_position
+        self._leave = leave
+        self._train_bar: Any = None
+        self._eval_bar: Any = None
+        self._eval_kind = ""
+        self._batches = 0
+        self._eval_batches = 0
+        self._eval_batches_of_loader = 0
+        self._started = 0.0
+        self._eval_started = 0.0
+        self._due = math.inf  # when the next drawing may be; never while nothing is drawn
+        self._stage = ""
+
+    def __getstate__(self) -> dict[str, Any]:
+        # bars hold streams and locks; who copies a Trainer means its settings
+        bars = {"_train_bar": None, "_eval_bar": None, "_trainer": None, "_reader": LateReader()}
+        return {**self.__dict__, **bars}
+
+    @property
+    def refresh_rate(self) -> int:
+        """Batches between two drawings."""
+        return self._refresh_rate
+
+    @property
+    def process_position(self) -> int:
+        """Rows to stay below."""
+        return self._process_position
+
+    @property
+    def is_enabled(self) -> bool:
+        """Whether anything is shown."""
+        return self._is_on and self._refresh_rate > 0
+
+    @property
+    def train_progress_bar(self) -> Any:
+        """The bar of the training, a tqdm."""
+        return self._existing(self._train_bar, "train")
+
+    @property
+    def val_progress_bar(self) -> Any:
+        """The bar of the validation or of the sanity check, a tqdm."""
+        return self._existing(self._eval_bar if self._eval_kind == "val" else None, "val")
+
+    @property
+    def test_progress_bar(self) -> Any:
+        """The bar of the test, a tqdm."""
+        return self._existing(self._eval_bar if self._eval_kind == "test" else None, "test")
+
+    @property
+    def predict_progress_bar(self) -> Any:
+        """The bar of the prediction, a tqdm."""
+        return self._existing(self._eval_bar if self._eval_kind == "predict" else None, "predict")
+
+    def init_sanity_tqdm(self) -> Any:
+        """The bar of the sanity check; override it for another."""
+        return self._build(self.sanity_check_description, self.total_val_batches_current_dataloader)
+
+    def init_train_tqdm(self) -> Any:
+        """The bar of an epoch of training; override it for another."""
+        return self._build(self.train_description, self.total_train_batches, leave=True)
+
+    def init_validation_tqdm(self) -> Any:
+        """The bar of a validation, below the epoch's in a fit; override it for another."""
+        total = self.total_val_batches_current_dataloader
+        return self._build(self.validation_description, total, leave=self._train_bar is None)
+
+    def init_test_tqdm(self) -> Any:
+        """The bar of a test; override it for another."""
+        return self._build(self.test_description, self.total_test_batches_current_dataloader, leave=True)
+
+    def init_predict_tqdm(self) -> Any:
+        """The bar of a prediction; override it for another."""
+        total = self.total_predict_batches_current_dataloader
+        return self._build(self.predict_description, total, leave=True)
+
+    def print(self, *args: Any, sep: str = " ", **kwargs: Any) -> None:
+        """Print a line above the bars."""
+        if self._train_bar is None and self._eval_bar is None:
+            print(*args, sep=sep, **kwargs)
+        else:
+            tqdm_class().write(sep.join(map(str, args)), **{"file": sys.stdout, **kwargs})
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Attach to the Trainer; only its first process shows anything."""
+        super().setup(trainer, pl_module, stage)
+        self._stage = stage
+
+    # -- training ------------------------------------------------------------------------------------------
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A new row for the epoch, or the old one anew."""
+        self._batches = 0
+        self._started = time.monotonic()
+        if not self._draws():
+            return
+        if self._train_bar is None:
+            self._train_bar = self.init_train_tqdm()
+        else:
+            self._train_bar.reset(finite(self.total_train_batches))
+        self._train_bar.set_description(f"Epoch {trainer.current_epoch}")
+        self._due = 0.0
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Draw, if the clock says so."""
+        self._batches = batch_idx + 1
+        if time.monotonic() >= self._due and self._batches % self._refresh_rate == 0:
+            self._draw_train(trainer, pl_module, late=True)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The epoch's final values; the line of the epoch where nothing can be drawn."""
+        if self._train_bar is not None:
+            self._draw_train(trainer, pl_module, late=False)
+            if self._leave:
+                self._train_bar.close()
+                self._train_bar = None
+        elif self.is_enabled:
+            metrics = self.get_metrics(trainer, pl_module)
+            total = self.total_train_batches
+            self._write_line(f"Epoch {trainer.current_epoch}", self._batches, total, self._started, metrics)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The last row stays."""
+        self._close()
+
+    # -- evaluation ----------------------------------------------------------------------------------------
+
+    def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The row goes, the training's takes its place."""
+        self._close_eval()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A row for the validation."""
+        if self._train_bar is not None:
+            self._draw_train(trainer, pl_module, late=True)
+        build = self.init_sanity_tqdm if trainer.sanity_checking else self.init_validation_tqdm
+        self._start_eval("val", build)
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Draw, if the clock says so."""
+        self._after_eval_batch(batch_idx, dataloader_idx)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The row goes; its values move up to the epoch's."""
+        self._end_eval(self.validation_description if self._stage == "validate" else "")
+        if self._train_bar is not None:
+            self._train_bar.unpause()  # the time of the validation does not count for the training's speed
+            self._draw_train(trainer, pl_module, late=True)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A row for the test."""
+        self._start_eval("test", self.init_test_tqdm)
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Draw, if the clock says so."""
+        self._after_eval_batch(batch_idx, dataloader_idx)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The row stays."""
+        self._end_eval(self.test_description)
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A row for the prediction."""
+        self._start_eval("predict", self.init_predict_tqdm)
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Draw, if the clock says so."""
+        self._after_eval_batch(batch_idx, dataloader_idx)
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The row stays."""
+        self._end_eval(self.predict_description)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leave the screen so that the traceback begins on a line of its own."""
+        self._close()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Let go of the screen."""
+        self._close()
+
+    # -- drawing -------------------------------------------------------------------------------------------
+
+    def _draws(self) -> bool:
+        return self.is_enabled and is_interactive(sys.stdout)
+
+    def _build(self, description: str, total: float, *, leave: bool = False) -> Any:
+        row = 2 * self._process_position + (self._train_bar is not None)
+        return build_bar(description=description, total=total, position=row, leave=leave)
+
+    def _draw_train(self, trainer: Trainer, pl_module: LightningModule, *, late: bool) -> None:
+        start = time.monotonic()
+        self._reads_late = late
+        try:
+            self._train_bar.set_postfix(self.get_metrics(trainer, pl_module), refresh=False)
+        finally:
+            self._reads_late = False
+        self._move(self._train_bar, self._batches, start)
+
+    def _move(self, bar: Any, batches: int, start: float) -> None:
+        """Draw ``bar`` at ``batches``; the next drawing is due when this one has been paid for."""
+        if not bar.update(batches - bar.n):  # it draws if it has moved
+            bar.refresh()
+        end = time.monotonic()
+        self._due = end + max(INTERVAL, 9 * (end - start))
+
+    def _start_eval(self, kind: str, build: Callable[[], Any]) -> None:
+        self._close_eval()
+        self._eval_batches = self._eval_batches_of_loader = 0
+        self._eval_started = time.monotonic()
+        self.reset_dataloader_idx_tracker()
+        self.has_dataloader_changed(0)
+        if self._draws():
+            self._eval_bar = build()
+            self._eval_kind = kind
+            self._show_loader()
+            self._due = 0.0
+
+    def _after_eval_batch(self, batch_idx: int, dataloader_idx: int) -> None:
+        self._eval_batches += 1
+        if self._eval_bar is None:
+            return
+        if self.has_dataloader_changed(dataloader_idx):
+            self._move(self._eval_bar, self._eval_batches_of_loader, time.monotonic())
+            self._eval_bar.reset(finite(self._look_of_eval()[1]))
+            self._show_loader()
+        self._eval_batches_of_loader = batch_idx + 1
+        now = time.monotonic()
+        if now >= self._due and self._eval_batches_of_loader % self._refresh_rate == 0:
+            self._move(self._eval_bar, self._eval_batches_of_loader, now)
+
+    def _look_of_eval(self) -> tuple[str, int | float, Any]:
+        """Description, batches of the current loader, batches of all loaders."""
+        trainer = self.trainer
+        if self._eval_kind == "test":
+            return self.test_description, self.total_test_batches_current_dataloader, trainer.num_test_batches
+        if self._eval_kind == "predict":
+            batches = trainer.num_predict_batches
+            return self.predict_description, self.total_predict_batches_current_dataloader, batches
+        description = self.sanity_check_description if trainer.sanity_checking else self.validation_description
+        return description, self.total_val_batches_current_dataloader, trainer.num_val_batches
+
+    def _show_loader(self) -> None:
+        description, _, batches = self._look_of_eval()
+        if isinstance(batches, list | tuple) and len(batches) > 1:
+            self._eval_bar.set_description(f"{description} DataLoader {self._current_eval_dataloader_idx}")
+
+    def _end_eval(self, description: str) -> None:
+        """The final state of an evaluation that is a run of its own; ``description`` is for its line."""
+        if self._eval_bar is not None:
+            self._move(self._eval_bar, self._eval_batches_of_loader, time.monotonic())
+            self._close_eval()
+        elif description and self.is_enabled:
+            self._write_line(description, self._eval_batches, None, self._eval_started, {})
+
+    def _write_line(
+        self, description: str, batches: int, total: float | None, started: float, metrics: dict[str, Any]
+    ) -> None:
+        seconds = time.monotonic() - started
+        of = "" if finite(total) is None else f"/{finite(total)}"
+        speed = f" ({batches / seconds:.2f} it/s)" if seconds > 0 else ""
+        values = "".join(f", {name}={with_digits(value)}" for name, value in metrics.items())
+        print(f"{description}: {batches}{of} in {seconds:.1f} s{speed}{values}", flush=True)
+
+    def _existing(self, bar: Any, name: str) -> Any:
+        if bar is None:
+            raise OrderError(f"there is no {name} bar now; it exists while it is on the screen", code="progress-no-bar")
+        return bar
+
+    def _close_eval(self) -> None:
+        bar, self._eval_bar, self._eval_kind = self._eval_bar, None, ""
+        if bar is not None:
+            bar.close()
+        self._due = 0.0 if self._train_bar is not None else math.inf
+
+    def _close(self) -> None:
+        self._close_eval()
+        bar, self._train_bar = self._train_bar, None
+        if bar is not None:
+            bar.close()
+        self._due = math.inf
