@@ -97,9 +97,7 @@ CONTESTANTS: dict[str, tuple[Run, str]] = {
 }
 
 
-def measure(
-    name: str, workload: Workload, *, steps: int, clock: Callable[[], float]
-) -> tuple[float, list[Tensor]]:
+def measure(name: str, workload: Workload, *, steps: int, clock: Callable[[], float]) -> tuple[float, list[Tensor]]:
     """Run one contestant once.
 
     Returns:

@@ -69,9 +69,6 @@ class Judge(LightningModule):
         images, labels = batch
         return F.cross_entropy(self.network(images), labels)
 
-    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        return self.network(batch[0]).softmax(dim=1).cpu()
-
     def configure_optimizers(self) -> Optimizer:
         return Adam(self.parameters(), lr=1e-3)
 
@@ -218,11 +215,10 @@ def draw_training(record: Record, path: Path) -> None:
     figure.savefig(path, dpi=150, bbox_inches="tight")
 
 
+@torch.no_grad()
 def ask(judge: Judge, images: Tensor) -> tuple[Tensor, Tensor]:
     """The digit that the judge sees in each image, and how sure it is of it (0 to 1)."""
-    loader = DataLoader(TensorDataset(images), batch_size=250)
-    answers = Trainer(enable_progress_bar=False, **QUIET).predict(judge, loader)
-    confidence, digits = torch.cat(answers).max(dim=1)
+    confidence, digits = judge.eval().network(images.to(judge.device)).softmax(dim=1).cpu().max(dim=1)
     return digits, confidence
 
 
@@ -263,9 +259,7 @@ def main() -> int:
     rows: list[tuple[object, ...]] = []
     for digit in range(10):
         fake, real = digits == digit, read == digit
-        rows.append(
-            (digit, int(fake.sum()), confidence[fake].mean().item(), real_confidence[real].mean().item())
-        )
+        rows.append((digit, int(fake.sum()), confidence[fake].mean().item(), real_confidence[real].mean().item()))
     rows.append(("all", len(digits), confidence.mean().item(), real_confidence.mean().item()))
     headers = ["read as", "generated", "confidence", "on real test digits"]
     print(tabulate(rows, headers, floatfmt=".3f"), end="\n\n")

@@ -34,9 +34,7 @@ def lightning_base() -> type[Any]:
 
 def all_arguments(base: type[Any]) -> Any:
     class Module(base):
-        def __init__(
-            self, width: int, lr: float = 0.1, *args: Any, names: Any = ("a",), **kwargs: Any
-        ) -> None:
+        def __init__(self, width: int, lr: float = 0.1, *args: Any, names: Any = ("a",), **kwargs: Any) -> None:
             super().__init__()
             local = 3  # noqa: F841  not an argument
             self.save_hyperparameters()
@@ -433,9 +431,7 @@ def test_without_saving_there_is_nothing() -> None:
     assert module.hparams == {"lr": 3} and module.hparams_initial == {}
 
 
-@pytest.mark.parametrize(
-    "values", [Namespace(lr=0.1), {"lr": 0.1}, UserDict(lr=0.1)], ids=lambda v: type(v).__name__
-)
+@pytest.mark.parametrize("values", [Namespace(lr=0.1), {"lr": 0.1}, UserDict(lr=0.1)], ids=lambda v: type(v).__name__)
 def test_assigning_hparams_as_the_oldest_code_does(values: Any) -> None:
     class Module(Base):
         def __init__(self, hparams: Any) -> None:

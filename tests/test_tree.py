@@ -87,9 +87,7 @@ def double(tensor: Tensor) -> Tensor:
 def test_containers_keep_their_type_and_order(data: Any) -> None:
     result = map_tensors(double, data)
     assert type(result) is type(data)
-    assert str(result) == str(data).replace("1.", "2.").replace(
-        "indices=tensor([0, 0])", "indices=tensor([0, 0])"
-    )
+    assert str(result) == str(data).replace("1.", "2.").replace("indices=tensor([0, 0])", "indices=tensor([0, 0])")
 
 
 def test_a_defaultdict_keeps_its_factory() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import torch
@@ -102,30 +101,10 @@ def build_engine(
     count = len(handles)
     several = plan.automatic and count > 1
     turns = RunTurns(handles, clocks.for_optimizers(count), frequencies=plan.frequencies, automatic=plan.automatic)
-    bind = functools.partial(_bind, module, state=state, several=several, turns=turns, mixed=precision.is_mixed)
-    hooks = bind_hooks(
-        module=module,
-        callbacks=callbacks,
-        trainer=trainer,
-        state=state,
-        turns=turns,
-        several=several,
-        mixed=precision.is_mixed,
-    )
-    step, takes_index = adapt_training_step(_with_step_end(module, "training_step"), several=several)
-    for turn in turns:
-        turn.arguments = (turn.index,) if takes_index and plan.automatic else ()
-    calls = Calls(
-        training_step=_in_context(precision, step),
-        optimizer_step=bind("optimizer_step"),
-        optimizer_zero_grad=bind("optimizer_zero_grad"),
-        backward=bind("backward"),
-        toggle=bind("toggle_optimizer"),
-        untoggle=_bind_untoggle(module, turns),
-        on_before_zero_grad=hooks.on_before_zero_grad,
-        on_before_backward=hooks.on_before_backward,
-        on_after_backward=hooks.on_after_backward,
-    )
+    dialect: dict[str, Any] = {"several": several, "turns": turns, "mixed": precision.is_mixed}
+    hooks = bind_hooks(module=module, callbacks=callbacks, trainer=trainer, state=state, **dialect)
+    bind = functools.partial(_bind, module, state=state, **dialect)
+    calls = _bind_calls(module, bind, hooks, turns, precision, several=several, automatic=plan.automatic)
     updates = Updates(
         turns,
         before_step=hooks.on_before_optimizer_step,
@@ -134,11 +113,10 @@ def build_engine(
         loss_scale=precision.loss_scale,
         reduce=strategy.gradients_ready if strategy.reduces_gradients else None,
     )
-    no_sync: Callable[[], AbstractContextManager[Any]] | None
     no_sync = strategy.no_sync if strategy.reduces_gradients else None
     toggler = Toggler([handle.optimizer for handle in handles])
-    optimization: AutomaticOptimization | ManualOptimization
     outputs_hook = getattr(module, "training_epoch_end", None)
+    optimization: AutomaticOptimization | ManualOptimization
     if plan.automatic:
         optimization = AutomaticOptimization(
             turns,
@@ -166,17 +144,49 @@ def build_engine(
         perform = optimization.step
     for index, handle in enumerate(handles):
         handle._index, handle._perform = index, perform
-    schedulers = None
-    if plan.automatic and plan.schedulers:
-        schedulers = Schedulers(
-            plan.schedulers,
-            turns=turns,
-            clocks=clocks,
-            metrics=lambda: state.results.callback_metrics(),
-            lr_scheduler_step=bind("lr_scheduler_step"),
-        )
+    schedulers = _build_schedulers(plan, turns, clocks, state, bind("lr_scheduler_step"))
     epoch_outputs = _epoch_outputs(outputs_hook, state, optimization, count if several else 1)
     return Engine(optimization, schedulers, hooks, toggler, turns, epoch_outputs)
+
+
+def _bind_calls(
+    module: LightningModule,
+    bind: Callable[[str], Hook | None],
+    hooks: Hooks,
+    turns: RunTurns,
+    precision: Precision,
+    *,
+    several: bool,
+    automatic: bool,
+) -> Calls:
+    step, takes_index = adapt_training_step(_with_step_end(module, "training_step"), several=several)
+    for turn in turns:
+        turn.arguments = (turn.index,) if takes_index and automatic else ()
+    return Calls(
+        training_step=_in_context(precision, step),
+        optimizer_step=bind("optimizer_step"),
+        optimizer_zero_grad=bind("optimizer_zero_grad"),
+        backward=bind("backward"),
+        toggle=bind("toggle_optimizer"),
+        untoggle=_bind_untoggle(module, turns),
+        on_before_zero_grad=hooks.on_before_zero_grad,
+        on_before_backward=hooks.on_before_backward,
+        on_after_backward=hooks.on_after_backward,
+    )
+
+
+def _build_schedulers(
+    plan: Plan, turns: RunTurns, clocks: Clocks, state: RunState, step: Hook | None
+) -> Schedulers | None:
+    if not plan.automatic or not plan.schedulers:
+        return None
+    return Schedulers(
+        plan.schedulers,
+        turns=turns,
+        clocks=clocks,
+        metrics=lambda: state.results.callback_metrics(),
+        lr_scheduler_step=step,
+    )
 
 
 def _bind(module: LightningModule, name: str, *, state: RunState, **dialect: Any) -> Hook | None:

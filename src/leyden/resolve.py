@@ -99,10 +99,10 @@ def resolve_validation_interval(
         raise _bad_interval(interval, "at most 1.0 if it is a float; give an int to count batches")
     if every_n_epochs is None:
         raise _bad_interval(interval, "an int when check_val_every_n_epoch is None, which counts batches")
-    if num_batches == math.inf:
-        if interval != 1.0:
-            raise _bad_interval(interval, "1.0 or an int, because the training loader has no length")
+    if interval == 1.0:
         return ValidationCadence(every_n_epochs=every_n_epochs)
+    if num_batches == math.inf:
+        raise _bad_interval(interval, "1.0 or an int, because the training loader has no length")
     return ValidationCadence(every_n_epochs=every_n_epochs, every_n_batches=max(int(num_batches * interval), 1))
 
 

@@ -44,6 +44,7 @@ class Runs(TrainerProperties):
     """The private half of ``Trainer``: how fit, validate, test and predict run."""
 
     limit_train_batches: int | float
+    limit_val_batches: int | float
     overfit_batches: int | float
     num_sanity_val_steps: int
     inference_mode: bool
@@ -203,8 +204,7 @@ class Runs(TrainerProperties):
 
     def _sanity_check(self, hooks: Hooks) -> None:
         """A few validation batches, so that mistakes there show before hours of training. Leaves no trace."""
-        module = self._module
-        if not self.num_sanity_val_steps or not overrides(module, "validation_step", BASES):
+        if not self.num_sanity_val_steps or not self._validates():
             return
         loaders, counts = self._validation_data()
         counts = capped(counts, self.num_sanity_val_steps)
@@ -222,9 +222,7 @@ class Runs(TrainerProperties):
 
     def _validate_in_fit(self, hooks: Hooks) -> Callable[[], Any] | None:
         """A validation between training batches, or None if there is nothing to validate."""
-        if not overrides(self._module, "validation_step", BASES):
-            return None
-        if is_empty(self._validation_data()[1]):
+        if not self._validates() or is_empty(self._validation_data()[1]):
             return None
 
         def validate() -> None:
@@ -234,6 +232,9 @@ class Runs(TrainerProperties):
             self._state.stage = "train"
 
         return validate
+
+    def _validates(self) -> bool:
+        return self.limit_val_batches != 0 and overrides(self._module, "validation_step", BASES)
 
     def _validation_data(self) -> tuple[list[Any], list[int | float]]:
         """The validation loaders, asked for once, or again as ``reload_dataloaders_every_n_epochs`` says."""

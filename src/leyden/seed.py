@@ -42,9 +42,10 @@ def seed_everything(seed: int | None = None, workers: bool = False, verbose: boo
     >>> seed_everything(7, verbose=False), random.random() == random.Random(7).random()
     (7, True)
     """
-    if seed is None:
-        seed = _checked(os.environ.get(SEED_VARIABLE, int.from_bytes(os.urandom(4), "big")))
-    seed = _checked(seed)
+    given: Any = seed
+    if given is None:
+        given = os.environ.get(SEED_VARIABLE, int.from_bytes(os.urandom(4), "big"))
+    seed = _checked(given)
     if verbose:
         rank_zero_info("seed set to %d", seed)
     os.environ[SEED_VARIABLE] = str(seed)

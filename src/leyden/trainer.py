@@ -13,6 +13,7 @@ from leyden.callback import Callback
 from leyden.datamodule import LightningDataModule
 from leyden.errors import InvalidValueError, MisconfigurationException
 from leyden.hooks.dispatch import RunState
+from leyden.loops.cadence import Limits
 from leyden.loops.evaluate import EvaluationLoop
 from leyden.loops.fit import FitLoop
 from leyden.loops.predict import PredictLoop
@@ -58,7 +59,7 @@ class Trainer(Runs):
         limit_val_batches: likewise for each validation loader.
         limit_test_batches: likewise for each test loader.
         limit_predict_batches: likewise for each loader to predict for.
-        overfit_batches: train and validate on this many batches (or this part) of the training data, unshuffled.
+        overfit_batches: use this many batches (or this part) of training and validation data, unshuffled; 0 uses all.
         val_check_interval: validate every so many batches (int) or every such part of an epoch (float).
         check_val_every_n_epoch: validate every so many epochs; None counts batches across epochs.
         num_sanity_val_steps: validation batches that a fit begins with; -1 for all.
@@ -182,13 +183,17 @@ class Trainer(Runs):
         )
         if self.fast_dev_run:
             limits.max_steps = -1  # the limit of batches ends the run, however many optimizers step in each
-        self._accumulation, schedule = accumulate_grad_batches, None
+        self._accumulation = accumulate_grad_batches
         self.accumulate_grad_batches, schedule = resolve_accumulation(accumulate_grad_batches)
         self.loggers = resolve_loggers(logger)
         self.callbacks = resolve_callbacks(callbacks, enable_progress_bar=enable_progress_bar)
         if schedule is not None:
             self.callbacks = monitors_last([*self.callbacks, schedule])
 
+        self._begin(limits)
+
+    def _begin(self, limits: Limits) -> None:
+        """The state of a Trainer that has not run anything."""
         self.clocks = Clocks()
         self.fit_loop = FitLoop(limits, self.clocks)
         self.validate_loop, self.test_loop, self.predict_loop = EvaluationLoop(), EvaluationLoop(), PredictLoop()

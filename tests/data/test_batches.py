@@ -125,9 +125,7 @@ def test_a_loader_shorter_than_its_length_ends_with_a_warning() -> None:
     loader = SizedRecorder(2, [])
     loader.claimed = 4
     batches = Batches(loader)
-    with pytest.warns(
-        UserWarning, match=r"length of 4 but ended after 2.*\[loader-shorter-than-its-length\]"
-    ):
+    with pytest.warns(UserWarning, match=r"length of 4 but ended after 2.*\[loader-shorter-than-its-length\]"):
         assert [(batch, batches.is_last) for batch in batches] == [(0, False), (1, False)]
     assert not batches.is_last
 
@@ -181,9 +179,7 @@ def augmented() -> DataLoader[Any]:
     return DataLoader(Noisy(torch.arange(6.0)), batch_size=2, shuffle=True)
 
 
-@pytest.mark.parametrize(
-    "make", [shared_generator, augmented, lambda: DataLoader(TensorDataset(torch.arange(5)), 2)]
-)
+@pytest.mark.parametrize("make", [shared_generator, augmented, lambda: DataLoader(TensorDataset(torch.arange(5)), 2)])
 @pytest.mark.parametrize("limit", [math.inf, 2])
 def test_loading_and_training_draw_random_numbers_as_in_a_hand_written_loop(
     make: Callable[[], DataLoader[Any]], limit: float

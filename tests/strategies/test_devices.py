@@ -88,9 +88,7 @@ def test_more_than_one_device_is_not_yet_possible(
 @pytest.mark.parametrize("accelerator", ["gpu", "cuda", "mps"])
 def test_accelerators_that_are_not_there(monkeypatch: pytest.MonkeyPatch, accelerator: str) -> None:
     machine(monkeypatch)
-    with pytest.raises(
-        MisconfigurationException, match=r"not available here.*finds only 'cpu'.*\[accelerator\]"
-    ):
+    with pytest.raises(MisconfigurationException, match=r"not available here.*finds only 'cpu'.*\[accelerator\]"):
         resolve_device(accelerator)
 
 
@@ -123,9 +121,7 @@ def test_accelerators_that_do_not_exist(accelerator: Any) -> None:
         (2, {0}),
     ],
 )
-def test_bad_devices_are_named_with_what_exists(
-    monkeypatch: pytest.MonkeyPatch, cuda: int, devices: Any
-) -> None:
+def test_bad_devices_are_named_with_what_exists(monkeypatch: pytest.MonkeyPatch, cuda: int, devices: Any) -> None:
     machine(monkeypatch, cuda=cuda)
     telling = "here are 2, 0 to 1" if cuda else "on the CPU"
     with pytest.raises(InvalidValueError, match=rf"expected devices .*{telling}.*\[devices\]"):
@@ -161,9 +157,7 @@ class DDPStrategy:
     ],
 )
 def test_distributed_strategies_are_not_yet_there(strategy: Any) -> None:
-    with pytest.raises(
-        MisconfigurationException, match=r"(?i)(ddp|fsdp|deepspeed|dp|xla).*\[distribution-not-yet\]"
-    ):
+    with pytest.raises(MisconfigurationException, match=r"(?i)(ddp|fsdp|deepspeed|dp|xla).*\[distribution-not-yet\]"):
         build_strategy(strategy, CPU)
 
 

@@ -37,6 +37,14 @@ def test_devices_are_named_as_tensors_name_them(device: Any, expected: str) -> N
     assert str(SingleDeviceStrategy(device).root_device) == expected
 
 
+def test_a_cuda_device_becomes_the_current_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    made_current: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "set_device", made_current.append)
+    SingleDeviceStrategy("cuda:1").setup_environment()
+    SingleDeviceStrategy("cpu").setup_environment()
+    assert made_current == [torch.device("cuda:1")]
+
+
 def test_placing_moves_a_module_in_place() -> None:
     module = nn.Linear(2, 2)
     weight = module.weight

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from leyden.data.kinds import check_validity, eval_loaders, train_loader
+from leyden.data.kinds import eval_loaders, train_loader
 from leyden.data.loaders import length_of, num_batches, overfit, prepare_workers
 from leyden.seed import workers_are_seeded
 
@@ -27,7 +27,6 @@ class DataLimits(NamedTuple):
 def load_training(get: Callable[[], Any], limits: DataLimits) -> tuple[Any, int | float]:
     """The training loader and the number of its batches in an epoch (inf if unknown)."""
     loader = train_loader(get())
-    check_validity(loader, name="train_dataloaders")
     limit, name = limits.limit, limits.name
     if limits.overfit_batches:
         loader = overfit(loader, limits.overfit_batches)
@@ -38,14 +37,14 @@ def load_training(get: Callable[[], Any], limits: DataLimits) -> tuple[Any, int 
 
 def load_evaluation(get: Callable[[], Any], limits: DataLimits, *, name: str) -> tuple[list[Any], list[int | float]]:
     """The loaders of an evaluation and the number of batches of each; a loader without batches stays in its place."""
-    loaders = eval_loaders(get(), name=name)
-    counts = []
-    for loader in loaders:
-        check_validity(loader, name=name)
+    loaders, counts = [], []
+    for loader in eval_loaders(get(), name=name):
         prepare_workers(loader, workers_are_seeded())
         limit, argument = limits.limit, limits.name
         if limits.overfit_batches:
+            loader = overfit(loader, limits.overfit_batches)
             limit, argument = limits.overfit_batches, "overfit_batches"
+        loaders.append(loader)
         counts.append(num_batches(length_of(loader), limit, name=argument))
     return loaders, counts
 

@@ -24,7 +24,7 @@ from typing import Any, final
 
 from leyden.data.loaders import Batches, set_epoch
 from leyden.data.transfer import Transfer
-from leyden.errors import LeydenWarning, warn
+from leyden.errors import OrderError, warn
 from leyden.hooks.dispatch import Hooks, RunState
 from leyden.loops.cadence import Limits, ValidationCadence
 from leyden.loops.outputs import EpochOutputs
@@ -90,6 +90,9 @@ class FitLoop:
         self._loaded_in: int | None = None
         self._cadence = ValidationCadence()
         self._told_minimum = False
+        self._load: Callable[[], tuple[Any, int | float]] = _not_connected
+        self._build_cadence: Callable[[int | float], ValidationCadence] = lambda batches: ValidationCadence()
+        self._reload_every = 0
 
     @property
     def max_epochs(self) -> int:
@@ -285,8 +288,11 @@ class FitLoop:
             warn(
                 "trainer.should_stop was set, but min_epochs or min_steps is not reached yet; the fit goes on",
                 code="stop-before-minimum",
-                category=LeydenWarning,
             )
+
+
+def _not_connected() -> tuple[Any, int | float]:
+    raise OrderError("the training loader is known from trainer.fit(...) on", code="loader-before-fit")
 
 
 def all_limits_reached(loop: FitLoop) -> str | None:

@@ -120,11 +120,15 @@ class Updates:
     def _perform_scaled(self, turn: Turn, closure: Callable[[], Any], **kwargs: Any) -> Any:
         """An update whose optimizer evaluates the closure by itself, with gradients unscaled inside of it.
 
-        An evaluation that is not finite ends the update; parameters and state are what they were before it.
+        An evaluation that is not finite ends the update; parameters and state are what they were before it. An
+        optimizer that evaluates once has moved nothing by then, so it is copied only until that is known.
         """
-        snapshot = Snapshot(turn.optimizer)
+        snapshot = Snapshot(turn.optimizer) if turn.reevaluates else None
+        evaluations = 0
 
         def evaluate() -> Any:
+            nonlocal evaluations
+            evaluations += 1
             value = closure()
             self.make_ready(turn)
             if not self._may_step(turn):
@@ -132,10 +136,13 @@ class Updates:
             return value
 
         try:
-            return turn.optimizer.step(closure=evaluate, **kwargs)
+            value = turn.optimizer.step(closure=evaluate, **kwargs)
         except _UpdateSkipped:
-            snapshot.restore()
+            if snapshot is not None:
+                snapshot.restore()
             return None
+        turn.reevaluates = evaluations > 1
+        return value
 
 
 class _UpdateSkipped(Exception):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import sys
+import time
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -14,7 +15,7 @@ from torch import Tensor
 #: Below this width there is no room for a bar beside the numbers.
 _NARROW: Final = 72
 _BAR: Final = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]"
-_SHORT: Final = "{desc}: {n_fmt}/{total_fmt} {rate_noinv_fmt}{postfix}"
+_SHORT: Final = "{desc}{n_fmt}/{total_fmt} {rate_noinv_fmt}{postfix}"
 
 
 def is_interactive(stream: Any) -> bool:
@@ -80,7 +81,7 @@ def build_bar(*, description: str, total: float | None, position: int, leave: bo
         leave: whether it stays on the screen when it is closed.
     """
     return tqdm_class()(
-        desc=description,
+        desc=f"{description}: ",  # as set_description does
         total=finite(total),
         position=position,
         leave=leave,
@@ -90,6 +91,19 @@ def build_bar(*, description: str, total: float | None, position: int, leave: bo
         mininterval=0,  # the callback has looked at the clock already
         miniters=1,
     )
+
+
+def restart(bar: Any, total: float | None) -> None:
+    """Begin again without drawing, which tqdm's own ``reset`` does."""
+    bar.total = finite(total)
+    bar.n = bar.last_print_n = 0
+    bar.start_t = bar.last_print_t = time.time()
+
+
+def leave_out(bar: Any, seconds: float) -> None:
+    """Do not count the last ``seconds`` in the bar's speed."""
+    bar.start_t += seconds
+    bar.last_print_t += seconds
 
 
 def finite(total: float | None) -> int | None:

@@ -8,7 +8,16 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
-from leyden.callbacks.progress.drawing import LateReader, build_bar, finite, is_interactive, tqdm_class, with_digits
+from leyden.callbacks.progress.drawing import (
+    LateReader,
+    build_bar,
+    finite,
+    is_interactive,
+    leave_out,
+    restart,
+    tqdm_class,
+    with_digits,
+)
 from leyden.callbacks.progress.progress_bar import ProgressBar
 from leyden.errors import InvalidValueError, OrderError
 
@@ -18,14 +27,17 @@ if TYPE_CHECKING:
 
 #: Seconds between two drawings: faster than an eye follows, and rare enough to cost nothing.
 INTERVAL: Final = 0.1
+#: Seconds of an epoch whose end is drawn even if something was drawn just before.
+LONG: Final = 1.0
 
 
 class TQDMProgressBar(ProgressBar):
     """The default bar: one row for the epoch, one below it for a validation in it.
 
-    On a terminal and in a notebook it is drawn ten times a second at most, less often where drawing is slow: a
-    tenth of the time may go into it. Values that live on a GPU are shown one drawing late, except at the end of
-    an epoch, so that no step waits for the device. In a file or a pipe it is one plain line per epoch.
+    On a terminal and in a notebook it is drawn ten times a second at most, however short steps and epochs are, and
+    less often where drawing is slow: a tenth of the time may go into it. Values that live on a GPU are shown one
+    drawing late, except at the end of an epoch, so that no step waits for the device. In a file or a pipe it is one
+    plain line per epoch.
 
     Args:
         refresh_rate: batches between two drawings; 0 shows nothing. The clock limits all the same.
@@ -52,21 +64,24 @@ class TQDMProgressBar(ProgressBar):
         self._refresh_rate = refresh_rate
         self._process_position = process_position
         self._leave = leave
+        self._stage = ""
+        self._due = math.inf  # when the next drawing may be; never while there is nothing to draw on
         self._train_bar: Any = None
+        self._batches = 0  # of this epoch
+        self._epoch_started = 0.0
+        self._is_drawn = True  # whether the screen shows the end of the epoch
         self._eval_bar: Any = None
         self._eval_kind = ""
-        self._batches = 0
-        self._eval_batches = 0
-        self._eval_batches_of_loader = 0
-        self._started = 0.0
+        self._build_eval: Callable[[], Any] | None = None
+        self._eval_batches = 0  # of all loaders
+        self._loader = 0
+        self._loader_batches = 0
         self._eval_started = 0.0
-        self._due = math.inf  # when the next drawing may be; never while nothing is drawn
-        self._stage = ""
 
     def __getstate__(self) -> dict[str, Any]:
-        # bars hold streams and locks; who copies a Trainer means its settings
-        bars = {"_train_bar": None, "_eval_bar": None, "_trainer": None, "_reader": LateReader()}
-        return {**self.__dict__, **bars}
+        # bars hold streams and locks, and belong to a run; a copy has the settings
+        of_a_run = {"_train_bar": None, "_eval_bar": None, "_build_eval": None, "_trainer": None}
+        return {**self.__dict__, **of_a_run, "_reader": LateReader(), "_due": math.inf}
 
     @property
     def refresh_rate(self) -> int:
@@ -142,15 +157,15 @@ class TQDMProgressBar(ProgressBar):
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A new row for the epoch, or the old one anew."""
         self._batches = 0
-        self._started = time.monotonic()
+        self._epoch_started = time.monotonic()
         if not self._draws():
             return
         if self._train_bar is None:
             self._train_bar = self.init_train_tqdm()
+            self._due = 0.0
         else:
-            self._train_bar.reset(finite(self.total_train_batches))
-        self._train_bar.set_description(f"Epoch {trainer.current_epoch}")
-        self._due = 0.0
+            restart(self._train_bar, self.total_train_batches)
+        self._train_bar.set_description(f"Epoch {trainer.current_epoch}", refresh=False)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -161,19 +176,23 @@ class TQDMProgressBar(ProgressBar):
             self._draw_train(trainer, pl_module, late=True)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The epoch's final values; the line of the epoch where nothing can be drawn."""
-        if self._train_bar is not None:
+        """The epoch's final values, unless epochs fly by; a line where nothing can be drawn."""
+        if self._train_bar is None:
+            if self.is_enabled:
+                self._write_epoch(trainer, pl_module)
+            return
+        now = time.monotonic()
+        self._is_drawn = self._leave or now >= min(self._due, self._epoch_started + LONG)
+        if self._is_drawn:
             self._draw_train(trainer, pl_module, late=False)
-            if self._leave:
-                self._train_bar.close()
-                self._train_bar = None
-        elif self.is_enabled:
-            metrics = self.get_metrics(trainer, pl_module)
-            total = self.total_train_batches
-            self._write_line(f"Epoch {trainer.current_epoch}", self._batches, total, self._started, metrics)
+        if self._leave:
+            self._train_bar.close()
+            self._train_bar = None
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The last row stays."""
+        """The last row stays, with the final values."""
+        if self._train_bar is not None and not self._is_drawn:
+            self._draw_train(trainer, pl_module, late=False)
         self._close()
 
     # -- evaluation ----------------------------------------------------------------------------------------
@@ -184,10 +203,7 @@ class TQDMProgressBar(ProgressBar):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A row for the validation."""
-        if self._train_bar is not None:
-            self._draw_train(trainer, pl_module, late=True)
-        build = self.init_sanity_tqdm if trainer.sanity_checking else self.init_validation_tqdm
-        self._start_eval("val", build)
+        self._start_eval("val", self.init_sanity_tqdm if trainer.sanity_checking else self.init_validation_tqdm)
 
     def on_validation_batch_end(
         self,
@@ -203,9 +219,12 @@ class TQDMProgressBar(ProgressBar):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The row goes; its values move up to the epoch's."""
-        self._end_eval(self.validation_description if self._stage == "validate" else "")
-        if self._train_bar is not None:
-            self._train_bar.unpause()  # the time of the validation does not count for the training's speed
+        if self._train_bar is None:
+            self._end_eval(self.validation_description if self._stage == "validate" else "")
+            return
+        self._close_eval()
+        leave_out(self._train_bar, time.monotonic() - self._eval_started)
+        if time.monotonic() >= self._due:
             self._draw_train(trainer, pl_module, late=True)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -283,28 +302,33 @@ class TQDMProgressBar(ProgressBar):
 
     def _start_eval(self, kind: str, build: Callable[[], Any]) -> None:
         self._close_eval()
-        self._eval_batches = self._eval_batches_of_loader = 0
+        self._eval_kind, self._build_eval = kind, build
+        self._eval_batches = self._loader = self._loader_batches = 0
+        self._current_eval_dataloader_idx = 0
         self._eval_started = time.monotonic()
-        self.reset_dataloader_idx_tracker()
-        self.has_dataloader_changed(0)
-        if self._draws():
-            self._eval_bar = build()
-            self._eval_kind = kind
-            self._show_loader()
-            self._due = 0.0
+        if self._train_bar is None:
+            self._due = 0.0 if self._draws() else math.inf
+        if self._eval_started >= self._due:
+            self._draw_eval()
 
     def _after_eval_batch(self, batch_idx: int, dataloader_idx: int) -> None:
         self._eval_batches += 1
+        if dataloader_idx != self._loader:
+            self._loader = self._current_eval_dataloader_idx = dataloader_idx
+            if self._eval_bar is not None:
+                restart(self._eval_bar, self._look_of_eval()[1])
+                self._name_loader()
+        self._loader_batches = batch_idx + 1
+        if time.monotonic() >= self._due and self._loader_batches % self._refresh_rate == 0:
+            self._draw_eval()
+
+    def _draw_eval(self) -> None:
+        start = time.monotonic()
         if self._eval_bar is None:
-            return
-        if self.has_dataloader_changed(dataloader_idx):
-            self._move(self._eval_bar, self._eval_batches_of_loader, time.monotonic())
-            self._eval_bar.reset(finite(self._look_of_eval()[1]))
-            self._show_loader()
-        self._eval_batches_of_loader = batch_idx + 1
-        now = time.monotonic()
-        if now >= self._due and self._eval_batches_of_loader % self._refresh_rate == 0:
-            self._move(self._eval_bar, self._eval_batches_of_loader, now)
+            assert self._build_eval is not None
+            self._eval_bar = self._build_eval()
+            self._name_loader()
+        self._move(self._eval_bar, self._loader_batches, start)
 
     def _look_of_eval(self) -> tuple[str, int | float, Any]:
         """Description, batches of the current loader, batches of all loaders."""
@@ -317,18 +341,23 @@ class TQDMProgressBar(ProgressBar):
         description = self.sanity_check_description if trainer.sanity_checking else self.validation_description
         return description, self.total_val_batches_current_dataloader, trainer.num_val_batches
 
-    def _show_loader(self) -> None:
+    def _name_loader(self) -> None:
         description, _, batches = self._look_of_eval()
         if isinstance(batches, list | tuple) and len(batches) > 1:
-            self._eval_bar.set_description(f"{description} DataLoader {self._current_eval_dataloader_idx}")
+            self._eval_bar.set_description(f"{description} DataLoader {self._loader}", refresh=False)
 
     def _end_eval(self, description: str) -> None:
-        """The final state of an evaluation that is a run of its own; ``description`` is for its line."""
+        """The end of an evaluation that is no part of a fit; its line begins with ``description``."""
         if self._eval_bar is not None:
-            self._move(self._eval_bar, self._eval_batches_of_loader, time.monotonic())
-            self._close_eval()
+            self._move(self._eval_bar, self._loader_batches, time.monotonic())
         elif description and self.is_enabled:
             self._write_line(description, self._eval_batches, None, self._eval_started, {})
+        self._close_eval()
+
+    def _write_epoch(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        metrics = self.get_metrics(trainer, pl_module)
+        total = self.total_train_batches
+        self._write_line(f"Epoch {trainer.current_epoch}", self._batches, total, self._epoch_started, metrics)
 
     def _write_line(
         self, description: str, batches: int, total: float | None, started: float, metrics: dict[str, Any]
@@ -341,18 +370,18 @@ class TQDMProgressBar(ProgressBar):
 
     def _existing(self, bar: Any, name: str) -> Any:
         if bar is None:
-            raise OrderError(f"there is no {name} bar now; it exists while it is on the screen", code="progress-no-bar")
+            raise OrderError(f"there is no {name} bar on the screen now", code="progress-no-bar")
         return bar
 
     def _close_eval(self) -> None:
-        bar, self._eval_bar, self._eval_kind = self._eval_bar, None, ""
+        bar, self._eval_bar, self._build_eval = self._eval_bar, None, None
         if bar is not None:
             bar.close()
-        self._due = 0.0 if self._train_bar is not None else math.inf
+        if self._train_bar is None:
+            self._due = math.inf
 
     def _close(self) -> None:
-        self._close_eval()
         bar, self._train_bar = self._train_bar, None
+        self._close_eval()
         if bar is not None:
             bar.close()
-        self._due = math.inf
