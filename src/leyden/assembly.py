@@ -103,7 +103,10 @@ def build_engine(
     turns = RunTurns(handles, clocks.for_optimizers(count), frequencies=plan.frequencies, automatic=plan.automatic)
     dialect: dict[str, Any] = {"several": several, "turns": turns, "mixed": precision.is_mixed}
     hooks = bind_hooks(module=module, callbacks=callbacks, trainer=trainer, state=state, **dialect)
-    bind = functools.partial(_bind, module, state=state, **dialect)
+
+    def bind(name: str) -> Hook | None:
+        return _bind(module, name, state=state, **dialect)
+
     calls = _bind_calls(module, bind, hooks, turns, precision, several=several, automatic=plan.automatic)
     updates = Updates(
         turns,

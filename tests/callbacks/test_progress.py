@@ -119,7 +119,7 @@ class Terminal:
             elif token == "\n":
                 row, column = row + 1, 0
             else:
-                assert column < self.columns, "a line was broken"
+                assert column < (self.columns or 200), "a line was broken"
                 while len(lines) <= row:
                     lines.append([])
                 line = lines[row]
@@ -304,7 +304,7 @@ def test_a_validation_in_an_epoch(monkeypatch: pytest.MonkeyPatch, clock: Clock)
     assert "1/3" in during[1] and "5/5" in during[0]
     assert len(after) == len(end) == 1
     assert "val_loss=0.250" in after[0]
-    assert "1.0" in end[0].split("it/s")[0].split(",")[-1]  # the validation's 10 s do not count
+    assert " 0.83it/s" in end[0]  # 5 batches in 6 s: the validation's 10 s do not count
 
 
 def test_the_sanity_check_has_a_row_and_leaves_none(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
@@ -348,7 +348,7 @@ def test_an_evaluation_with_several_loaders(monkeypatch: pytest.MonkeyPatch, clo
     assert "2/2" in line  # it stays
 
 
-@pytest.mark.parametrize("columns", [20, 40, 71, 72, 80])
+@pytest.mark.parametrize("columns", [20, 40, 71, 72, 80, 0])
 def test_narrow_terminals_do_not_break_lines(monkeypatch: pytest.MonkeyPatch, clock: Clock, columns: int) -> None:
     with terminal(monkeypatch, columns) as screen:
         bar = TQDMProgressBar()
@@ -364,7 +364,7 @@ def test_numbers_come_first_where_there_is_no_room_for_a_bar(
     with terminal(monkeypatch, 40) as screen:
         bar = TQDMProgressBar()
         train(bar, setup(bar), 5, between=lambda _: clock.sleep(0.5))
-        assert screen.screen() == ["Epoch 0: 5/5  2.01it/s, loss=0.500"]
+        assert screen.screen() == ["Epoch 0: 5/5  2.00it/s, loss=0.500"]
 
 
 def test_a_loader_of_unknown_length(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:

@@ -102,8 +102,9 @@ def _optimizer_step(method: Method, signature: Signature, several: bool, turns: 
 
 
 def _accepted(signature: Signature, keywords: Mapping[str, Any]) -> dict[str, Any]:
-    """The keywords that the method names, or all of them if it takes any."""
-    return {name: value for name, value in keywords.items() if signature.has_kwargs or signature.names(name)}
+    """The keywords that the method names, or all of them if it takes any and its named parameters say 1.x."""
+    takes_any = signature.has_kwargs and bool(signature.positional or signature.keyword_only)
+    return {name: value for name, value in keywords.items() if takes_any or signature.names(name)}
 
 
 def _with_index(arity: int) -> Callable[..., Method]:
@@ -142,14 +143,19 @@ def _backward(method: Method, signature: Signature, several: bool, turns: Turns,
 def _lr_scheduler_step(method: Method, signature: Signature, several: bool, turns: Turns, mixed: bool) -> Method:
     if not signature.is_first_era(3, several=several):
         return method
-    return lambda scheduler, metric: method(scheduler, turns.index_of(scheduler.optimizer), metric)
+
+    def first_era(scheduler: Any, metric: Any) -> Any:
+        owner = getattr(scheduler, "optimizer", None)  # a scheduler of the user's own need not have one
+        return method(scheduler, None if owner is None else turns.index_of(owner), metric)
+
+    return first_era
 
 
 def _train_batch(arity: int) -> Callable[..., Method]:
     """Adapter of ``on_train_batch_start/end``: 1.x had one more value, always 0."""
 
     def adapter(method: Method, signature: Signature, several: bool, turns: Turns, mixed: bool) -> Method:
-        wants_more = signature.names("unused") or signature.names("dataloader_idx")
+        wants_more = "unused" in signature.positional or "dataloader_idx" in signature.positional
         if not wants_more and signature.required <= arity:
             return method
         return lambda *args: method(*args, 0)
@@ -190,6 +196,7 @@ _ADAPTERS: dict[str, Callable[[Method, Signature, bool, Turns, bool], Method]] =
     "configure_gradient_clipping": _configure_gradient_clipping,
     "backward": _backward,
     "lr_scheduler_step": _lr_scheduler_step,
+    "toggle_optimizer": _with_index(2),
     "on_train_batch_start": _train_batch(2),
     "on_train_batch_end": _train_batch(3),
     **{
