@@ -26,9 +26,9 @@ help:
 demo: $(VENV)/.examples
 	@$(BIN)/python examples/digits_gan.py $(ARGS)
 
-# One process per core of a small machine, one torch thread each.
+# ARGS="-n 2" runs two processes; as long as the suite takes half a minute, they cost more than they save.
 test: $(VENV)/.all
-	@$(ONE_THREAD) $(BIN)/python -m pytest -n 2 $(ARGS)
+	@$(ONE_THREAD) $(BIN)/python -m pytest $(ARGS)
 
 # All four, whichever of them complains.
 lint: $(VENV)/.all

@@ -16,6 +16,7 @@ import math
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -36,7 +37,7 @@ from leyden import Callback, LightningDataModule, LightningModule, Trainer, seed
 
 LATENT = 32  # numbers of noise that the generator turns into one image
 GENERATED = 1000  # images that are judged
-QUIET = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
+QUIET: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
 Batch = list[Tensor]  # images of shape (batch, 1, 8, 8) in [-1, 1] and labels of shape (batch,)
 
 
@@ -50,7 +51,7 @@ class Digits(LightningDataModule):
         self.train = TensorDataset(images[train], torch.tensor(labels[train]))
         self.test = TensorDataset(images[test], torch.tensor(labels[test]))
 
-    def train_dataloader(self) -> DataLoader[Batch]:
+    def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
         return DataLoader(self.train, batch_size=64, shuffle=True)
 
 
@@ -164,14 +165,14 @@ class Record(Callback):
         self.losses: list[Tensor] = []  # [generator's, discriminator's], mean of an epoch
         self.rates: list[list[float]] = []  # [generator's, discriminator's] in an epoch
 
-    def on_train_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:
+    def on_train_epoch_start(self, trainer: Trainer, module: DigitsGAN) -> None:
         self.batches: list[Tensor] = []
         self.rates.append([optimizer.param_groups[0]["lr"] for optimizer in trainer.optimizers])
 
     def on_train_batch_end(self, trainer: Trainer, *_: object) -> None:
         self.batches.append(torch.stack([trainer.callback_metrics[name] for name in ("g_loss", "d_loss")]))
 
-    def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: Trainer, module: DigitsGAN) -> None:
         self.losses.append(torch.stack(self.batches).mean(dim=0).cpu())
         epoch = trainer.current_epoch + 1
         if epoch in (1, 2, 5, 10, 20, 50, 100, trainer.max_epochs):
@@ -223,12 +224,9 @@ def ask(judge: Judge, images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="Train a GAN with two optimizers on handwritten digits.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument("--epochs", type=int, default=200, help="epochs of the GAN")
-    parser.add_argument("--seed", type=int, default=1, help="same seed, same result")
+    parser = argparse.ArgumentParser(description="Train a GAN with two optimizers on handwritten digits.")
+    parser.add_argument("--epochs", type=int, default=200, help="epochs of the GAN (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=1, help="same seed, same result (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("digits_gan"), help="folder of the pictures")
     parser.add_argument("--manual", action="store_true", help="manual instead of automatic optimization")
     parser.add_argument("--precision", default="32-true", help="of the GAN, such as bf16-mixed")

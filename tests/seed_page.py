@@ -49,9 +49,7 @@ class TwoPlayers(LightningModule):
         super().__init__()
         self.A = nn.Linear(4, 1)
         self.B = nn.Linear(1, 1)
-        self.steps: list[
-            tuple[int, int, bool, bool]
-        ] = []  # batch_idx, optimizer_idx, whose weights want gradients
+        self.steps: list[tuple[int, int, bool, bool]] = []  # batch_idx, optimizer_idx, whose weights want gradients
 
     def loss(self, batch: list[Tensor], optimizer_idx: int) -> Tensor:
         x, y = batch
@@ -59,9 +57,7 @@ class TwoPlayers(LightningModule):
         return (self.B(a) - y).square().mean() if optimizer_idx == 0 else (self.B(a) - a).abs().mean()
 
     def training_step(self, batch: list[Tensor], batch_idx: int, optimizer_idx: int) -> Tensor:
-        self.steps.append(
-            (batch_idx, optimizer_idx, self.A.weight.requires_grad, self.B.weight.requires_grad)
-        )
+        self.steps.append((batch_idx, optimizer_idx, self.A.weight.requires_grad, self.B.weight.requires_grad))
         return self.loss(batch, optimizer_idx)
 
     def configure_optimizers(self) -> Any:
@@ -83,9 +79,7 @@ def create(module_class: type[Any]) -> tuple[Any, Any]:
 
 
 def fit(module: LightningModule, data: Iterable[Any] | None = None, **arguments: Any) -> Trainer:
-    quiet = dict.fromkeys(
-        ["logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"], False
-    )
+    quiet = dict.fromkeys(["logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"], False)
     torch.manual_seed(2)
     trainer = Trainer(**{"max_epochs": EPOCHS, "accelerator": "cpu", **quiet, **arguments})
     trainer.fit(module, batches() if data is None else data)

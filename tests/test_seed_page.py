@@ -380,9 +380,7 @@ ALGORITHMS = pytest.mark.parametrize(
 @ALGORITHMS
 def test_clipping_only_for_optimizer_a(algorithm: str | None, clip: Any) -> None:
     class MyModel(TwoPlayers):
-        def configure_gradient_clipping(
-            self, optimizer, optimizer_idx, gradient_clip_val, gradient_clip_algorithm
-        ):
+        def configure_gradient_clipping(self, optimizer, optimizer_idx, gradient_clip_val, gradient_clip_algorithm):
             if optimizer_idx == 0:
                 # Lightning will handle the gradient clipping
                 self.clip_gradients(
@@ -405,9 +403,7 @@ def test_clipping_only_for_optimizer_a(algorithm: str | None, clip: Any) -> None
 @ALGORITHMS
 def test_clipping_differently_for_optimizer_b(algorithm: str | None, clip: Any) -> None:
     class MyModel(TwoPlayers):
-        def configure_gradient_clipping(
-            self, optimizer, optimizer_idx, gradient_clip_val, gradient_clip_algorithm
-        ):
+        def configure_gradient_clipping(self, optimizer, optimizer_idx, gradient_clip_val, gradient_clip_algorithm):
             if optimizer_idx == 0:
                 # Lightning will handle the gradient clipping
                 self.clip_gradients(

@@ -283,9 +283,7 @@ class EveryN(Regression):
         return [opt], [ExponentialLR(opt, 0.5)]
 
 
-def manual_rates(
-    twin: EveryN, limit: int, every_batches: int = 0, every_epochs: int = 0
-) -> list[list[float]]:
+def manual_rates(twin: EveryN, limit: int, every_batches: int = 0, every_epochs: int = 0) -> list[list[float]]:
     """Train ``twin`` by hand for four epochs, stepping the scheduler every so many batches or epochs."""
     [opt], [sch] = twin.configure_optimizers()
     rates = []

@@ -81,7 +81,7 @@ class Terminal:
     def __init__(self, columns: int) -> None:
         self.columns = columns
         self.master, slave = os.openpty()
-        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24 if columns else 0, columns, 0, 0))
         attributes = termios.tcgetattr(slave)
         attributes[1] &= ~termios.OPOST  # "\n" stays "\n"
         termios.tcsetattr(slave, termios.TCSANOW, attributes)
@@ -119,7 +119,7 @@ class Terminal:
             elif token == "\n":
                 row, column = row + 1, 0
             else:
-                assert column < (self.columns or 200), "a line was broken"
+                assert column < (self.columns or 80), "a line was broken"
                 while len(lines) <= row:
                     lines.append([])
                 line = lines[row]
@@ -180,9 +180,7 @@ def test_the_last_epoch_stays_on_the_screen(monkeypatch: pytest.MonkeyPatch, clo
             assert [line.split(":")[0] for line in screen.screen()] == expected
 
 
-def test_final_values_of_the_fit_are_shown_however_short_it_is(
-    monkeypatch: pytest.MonkeyPatch, clock: Clock
-) -> None:
+def test_final_values_of_the_fit_are_shown_however_short_it_is(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
     with terminal(monkeypatch) as screen:
         bar = TQDMProgressBar()
         trainer = setup(bar)
@@ -348,7 +346,7 @@ def test_an_evaluation_with_several_loaders(monkeypatch: pytest.MonkeyPatch, clo
     assert "2/2" in line  # it stays
 
 
-@pytest.mark.parametrize("columns", [20, 40, 71, 72, 80, 0])
+@pytest.mark.parametrize("columns", [20, 40, 60, 80, 0])
 def test_narrow_terminals_do_not_break_lines(monkeypatch: pytest.MonkeyPatch, clock: Clock, columns: int) -> None:
     with terminal(monkeypatch, columns) as screen:
         bar = TQDMProgressBar()
@@ -358,9 +356,7 @@ def test_narrow_terminals_do_not_break_lines(monkeypatch: pytest.MonkeyPatch, cl
     assert len(lines) == 1 and lines[0].startswith("Epoch 2: ")
 
 
-def test_numbers_come_first_where_there_is_no_room_for_a_bar(
-    monkeypatch: pytest.MonkeyPatch, clock: Clock
-) -> None:
+def test_numbers_come_first_where_there_is_no_room_for_a_bar(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
     with terminal(monkeypatch, 40) as screen:
         bar = TQDMProgressBar()
         train(bar, setup(bar), 5, between=lambda _: clock.sleep(0.5))
@@ -543,9 +539,7 @@ def test_a_step_without_drawing_asks_nothing_of_anybody(monkeypatch: pytest.Monk
     assert calls == ["on_train_batch_end", "__call__"]  # the clock of this test is a Python function
 
 
-def test_values_are_read_late_between_and_exactly_at_the_end(
-    monkeypatch: pytest.MonkeyPatch, clock: Clock
-) -> None:
+def test_values_are_read_late_between_and_exactly_at_the_end(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
     with terminal(monkeypatch):
         bar = TQDMProgressBar()
         trainer = setup(bar)

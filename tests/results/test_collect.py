@@ -86,9 +86,7 @@ def test_epoch_hooks_have_no_step(hook: str) -> None:
         build().log(hook, "x", 1.0, on_epoch=False)
 
 
-@pytest.mark.parametrize(
-    "hook", ["setup", "configure_optimizers", "on_fit_start", "on_train_end", "predict_step"]
-)
+@pytest.mark.parametrize("hook", ["setup", "configure_optimizers", "on_fit_start", "on_train_end", "predict_step"])
 def test_hooks_that_cannot_log(hook: str) -> None:
     """R126."""
     with pytest.raises(OrderError, match=rf"'x'.*in {hook}") as caught:
@@ -352,10 +350,7 @@ def test_unknown_reductions(reduce_fx: Any) -> None:
 
 def test_nowhere() -> None:
     """R133."""
-    assert (
-        code_of(lambda: build().log("training_step", "x", 1.0, on_step=False, on_epoch=False))
-        == "log-nowhere"
-    )
+    assert code_of(lambda: build().log("training_step", "x", 1.0, on_step=False, on_epoch=False)) == "log-nowhere"
     assert code_of(lambda: build().log("training_step", "x", 1.0, on_step=False)) == "log-nowhere"
 
 
@@ -383,9 +378,7 @@ def test_one_name_with_the_same_options_spelt_differently() -> None:
     assert results.callback_metrics()["x_epoch"] == 3.0
 
 
-@pytest.mark.parametrize(
-    "option", ["prog_bar", "logger", "on_step", "on_epoch", "sync_dist", "rank_zero_only"]
-)
+@pytest.mark.parametrize("option", ["prog_bar", "logger", "on_step", "on_epoch", "sync_dist", "rank_zero_only"])
 def test_options_must_be_bools(option: str) -> None:
     with pytest.raises(InvalidTypeError, match=f"{option}='yes'"):
         build().log("training_step", "x", 1.0, **{option: "yes"})
@@ -512,9 +505,7 @@ def test_sync_dist_reduces_steps_and_epochs() -> None:
     results = in_step(reduce=processes)
     value = torch.tensor(2.0)
     for name in ("mean", "sum", "min", "max"):
-        results.log(
-            "training_step", name, value, on_epoch=True, sync_dist=True, reduce_fx=name, sync_dist_group="g"
-        )
+        results.log("training_step", name, value, on_epoch=True, sync_dist=True, reduce_fx=name, sync_dist_group="g")
     assert results.step_metrics() == {
         "mean_step": pytest.approx(11.0),
         "sum_step": pytest.approx(22.0),
@@ -576,9 +567,7 @@ def test_state_goes_on_in_the_middle_of_an_epoch() -> None:
             results.batch = torch.zeros(index + 1)
             for reduce_fx in ("mean", "sum", "min", "max"):
                 value = torch.tensor(float(index), dtype=torch.float64)
-                results.log(
-                    "training_step", reduce_fx, value, on_epoch=True, reduce_fx=reduce_fx, prog_bar=True
-                )
+                results.log("training_step", reduce_fx, value, on_epoch=True, reduce_fx=reduce_fx, prog_bar=True)
 
     whole = build()
     whole.log("on_train_epoch_start", "start", 3.0)

@@ -193,9 +193,7 @@ def run_lightning(case: Case, loaders: int) -> tuple[list[Snapshot], list[dict[s
         def on_validation_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
             self.note("on_validation_batch_start", batch[0])
 
-        def on_validation_batch_end(
-            self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
-        ) -> None:
+        def on_validation_batch_end(self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
             self.note("on_validation_batch_end", batch[0])
 
         def configure_optimizers(self) -> torch.optim.Optimizer:

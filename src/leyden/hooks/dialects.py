@@ -17,6 +17,8 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
+from leyden.errors import MisconfigurationException
+
 Method = Callable[..., Any]
 
 FIRST_ERA_NAMES = frozenset(
@@ -216,8 +218,12 @@ def adapt_training_step(method: Method, *, several: bool) -> tuple[Method, bool]
     Args:
         method: the user's bound method.
         several: whether several optimizers take turns in automatic mode.
+
+    Raises:
+        MisconfigurationException: it wants to draw from the loader's iterator by itself.
     """
     signature = Signature.of(method)
+    _refuse_iterator(signature)
     if takes_optimizer_idx(method) or (several and signature.has_args):
         return method, True
     if "batch_idx" in signature.positional or len(signature.positional) >= 2 or signature.has_args:
@@ -231,14 +237,35 @@ def takes_optimizer_idx(method: Method) -> bool:
 
 
 def adapt_evaluation_step(method: Method, *, several_loaders: bool) -> Method:
-    """Return an evaluation step callable as ``(batch, batch_idx, dataloader_idx)``."""
+    """Return an evaluation step callable as ``(batch, batch_idx, dataloader_idx)``.
+
+    Raises:
+        MisconfigurationException: there are several loaders and it does not take ``dataloader_idx``, or it wants to
+            draw from the loader's iterator by itself.
+    """
     signature = Signature.of(method)
+    _refuse_iterator(signature)
     count = 3 if signature.has_args else len(signature.positional)
     wants_loader = signature.required >= 3 or (several_loaders and count >= 3)
     if wants_loader:
         return method
     if several_loaders and (signature.has_kwargs or "dataloader_idx" in signature.keyword_only):
         return lambda batch, batch_idx, dataloader_idx: method(batch, batch_idx, dataloader_idx=dataloader_idx)
+    if several_loaders:
+        raise MisconfigurationException(
+            f"there are several loaders, and {method.__name__} does not take the index of the one that a batch is "
+            f"from; define {method.__name__}(self, batch, batch_idx, dataloader_idx=0)",
+            code="dataloader-idx-missing",
+        )
     if count >= 2:
         return lambda batch, batch_idx, dataloader_idx: method(batch, batch_idx)
     return lambda batch, batch_idx, dataloader_idx: method(batch)
+
+
+def _refuse_iterator(signature: Signature) -> None:
+    if "dataloader_iter" in signature.positional:
+        raise MisconfigurationException(
+            "a step method with the parameter 'dataloader_iter' draws its batches by itself, which this version does "
+            "not offer; take (self, batch, batch_idx)",
+            code="not-yet",
+        )

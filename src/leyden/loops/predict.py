@@ -69,12 +69,13 @@ class PredictLoop:
                 hooks.call("on_predict_start")
                 hooks.call("on_predict_epoch_start")
                 predictions = [self._run_loader(parts, index) for index in range(len(parts.loaders))]
-                results = predictions if len(predictions) != 1 else predictions[0]
-                hooks.call("on_predict_epoch_end", results)
+                hooks.call("on_predict_epoch_end", predictions)
                 hooks.call("on_predict_end")
         finally:
             parts.modes.restore()
-        return results if parts.keeps else None
+        if not parts.keeps:
+            return None
+        return predictions if len(predictions) != 1 else predictions[0]
 
     def _run_loader(self, parts: PredictParts, index: int) -> list[Any]:
         hooks, more = parts.hooks, (index,) if len(parts.loaders) > 1 else ()

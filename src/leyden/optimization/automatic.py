@@ -152,6 +152,8 @@ class AutomaticOptimization:
                     self._accumulate(turn, earlier, earlier_idx, zero=place == 0)
             first = opens if evaluations == 1 else len(window.batches) == 1
             loss, extras = self._accumulate(turn, batch, batch_idx, zero=first)
+            if loss is not None and self.wants_outputs:
+                loss = loss.detach().clone()  # before the step: it may be a view of a parameter
             return window.value(loss, whole=not turn.contract.evaluates_once) if turn.wants_value else None
 
         if closes:
@@ -170,7 +172,7 @@ class AutomaticOptimization:
                 closure()
         if loss is None or not self.wants_outputs:
             return {}
-        return {"loss": loss.detach().clone(), **extras}
+        return {"loss": loss, **extras}
 
     def _accumulate(
         self, turn: Turn, batch: Any, batch_idx: int, *, zero: bool

@@ -23,6 +23,9 @@ class GradClipAlgorithmType(str, Enum):
     def __str__(self) -> str:
         return self.value
 
+    def __repr__(self) -> str:
+        return repr(self.value)  # as users write it, in error texts too
+
 
 def check_clip_value(value: Any) -> None:
     """Refuse a ``gradient_clip_val`` that is no number.

@@ -33,6 +33,7 @@ _FORMS = """configure_optimizers may return
 _OPTIMIZER_INTERFACE = ("step", "state_dict", "load_state_dict", "param_groups", "state", "defaults")
 _OPTIMIZER_KEYS = ("optimizer", "lr_scheduler", "monitor", "frequency")
 _SCHEDULER_KEYS = tuple(LRSchedulerConfig.__dataclass_fields__)
+_KEYS_OF_AUTOMATIC = ("reduce_on_plateau", "monitor", "strict")
 
 
 class Coverage(NamedTuple):
@@ -287,15 +288,15 @@ class _SchedulerCheck:
                 f"a scheduler dict must have the key 'scheduler' with a scheduler; its keys are {list(item)}",
                 code="plan-no-scheduler-key",
             )
-        ignored = [key for key in ("reduce_on_plateau", "monitor", "strict") if key in item]
-        if not self._automatic and ignored:
+        ignored = () if self._automatic else tuple(key for key in _KEYS_OF_AUTOMATIC if key in item)
+        if ignored:
             warn(
-                f"the keys {ignored} of a scheduler dict are ignored in manual optimization, where you step the "
+                f"the keys {list(ignored)} of a scheduler dict are ignored in manual optimization, where you step the "
                 "scheduler yourself",
                 code="plan-manual-scheduler",
                 category=RuntimeWarning,
             )
-        known = {key: value for key, value in item.items() if key in _SCHEDULER_KEYS}
+        known = {key: value for key, value in item.items() if key in _SCHEDULER_KEYS and key not in ignored}
         return LRSchedulerConfig(**{"reduce_on_plateau": is_plateau(item["scheduler"]), **known})
 
     def _check_class(self, scheduler: Any) -> None:
@@ -356,7 +357,7 @@ def _names(optimizers: Sequence[Any], module: nn.Module) -> tuple[tuple[tuple[tu
     known = {id(p): name for name, p in module.named_parameters()}
     owners: dict[int, int] = {}
     for optimizer in optimizers:
-        for identity in {id(p) for p in parameters_of(optimizer)}:
+        for identity in dict.fromkeys(id(p) for p in parameters_of(optimizer)):
             owners[identity] = owners.get(identity, 0) + 1
     names = tuple(
         tuple(tuple(known.get(id(p), "(not in the module)") for p in group["params"]) for group in o.param_groups)
@@ -365,14 +366,10 @@ def _names(optimizers: Sequence[Any], module: nn.Module) -> tuple[tuple[tuple[tu
     coverage = Coverage(
         unassigned=tuple(n for n, p in module.named_parameters() if p.requires_grad and id(p) not in owners),
         shared=tuple(known.get(i, "(not in the module)") for i, count in owners.items() if count > 1),
-        frozen=tuple(known[id(p)] for o in optimizers for p in parameters_of(o) if _is_frozen(p, known)),
+        frozen=tuple(n for n, p in module.named_parameters() if not p.requires_grad and id(p) in owners),
         foreign=sum(i not in known for i in owners),
     )
     return names, coverage
-
-
-def _is_frozen(parameter: Any, known: Mapping[int, str]) -> bool:
-    return id(parameter) in known and not parameter.requires_grad
 
 
 def check_optimizer_idx(plan: Plan, *, takes_optimizer_idx: bool, takes_any: bool) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from leyden.optimization.joint import Joint, members_of
+from leyden.optimization.optimizer import unwrap
 
 if TYPE_CHECKING:
     from leyden.optimization.plan import Plan
@@ -31,7 +32,8 @@ def _rows(plan: Plan) -> Iterator[tuple[str, ...]]:
             names = [name for group in own for name in group]
             label = f"{index}.{place}" if isinstance(optimizer, Joint) else str(index)
             rates = ", ".join(dict.fromkeys(f"{float(group['lr']):g}" for group in _with_lr(member)))
-            schedulers = ", ".join(_scheduler(c) for c in plan.schedulers if _is_of(c, member, optimizer, place))
+            own_schedulers = [c for c in plan.schedulers if _is_of(c, member, optimizer, place)]
+            schedulers = ", ".join(_scheduler(c, plan.automatic) for c in own_schedulers)
             yield label, type(member).__name__, rates, _summary(names), _turn(plan, index), schedulers or "-"
 
 
@@ -40,11 +42,13 @@ def _with_lr(optimizer: Any) -> list[dict[str, Any]]:
 
 
 def _is_of(config: Any, member: Any, optimizer: Any, place: int) -> bool:
-    owner = getattr(config.scheduler, "optimizer", None)
+    owner = unwrap(getattr(config.scheduler, "optimizer", None))
     return owner is member or (owner is optimizer and place == 0)
 
 
-def _scheduler(config: Any) -> str:
+def _scheduler(config: Any, automatic: bool) -> str:
+    if not automatic:
+        return type(config.scheduler).__name__
     every = f"{config.frequency} {config.interval}s" if config.frequency > 1 else config.interval
     watched = f" on {config.monitor}" if config.monitor else ""
     return f"{type(config.scheduler).__name__} every {every}{watched}"
@@ -79,5 +83,8 @@ def _notes(plan: Plan) -> Iterator[str]:
     ):
         if names:
             yield f"{text}: {_summary(names)}"
+    unattached = [c for c in plan.schedulers if getattr(c.scheduler, "optimizer", None) is None]
+    if unattached:
+        yield f"schedulers of no optimizer: {', '.join(_scheduler(c, plan.automatic) for c in unattached)}"
     if plan.coverage.foreign:
         yield f"optimized, but not parameters of the module: {plan.coverage.foreign}"

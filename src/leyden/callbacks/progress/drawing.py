@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import os
 import sys
 import time
 from collections.abc import Mapping
@@ -12,8 +13,6 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-#: Below this width there is no room for a bar beside the numbers.
-_NARROW: Final = 72
 _BAR: Final = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]"
 _SHORT: Final = "{desc}{n_fmt}/{total_fmt} {rate_noinv_fmt}{postfix}"
 
@@ -33,33 +32,42 @@ def tqdm_class() -> Any:
     """The class of our bars: tqdm without its thread, with metrics of constant width, never too wide."""
     in_notebook = "ipykernel" in sys.modules and importlib.util.find_spec("ipywidgets") is not None
     # here, so that runs without a bar do not load it
-    tqdm: Any = importlib.import_module("tqdm.notebook" if in_notebook else "tqdm.std").tqdm
-    from tqdm.utils import disp_trim
+    base: Any = importlib.import_module("tqdm.notebook" if in_notebook else "tqdm.std").tqdm
 
-    class Tqdm(tqdm):  # type: ignore[misc]
+    from tqdm.utils import disp_len
+
+    class Tqdm(base):  # type: ignore[misc]
         """A bar that is drawn when it is told to."""
 
-        monitor_interval = 0  # the thread that it would start wakes bars that have not been drawn for long
+        monitor_interval = 0  # seconds after which tqdm's thread would draw a bar that has not moved
 
         @staticmethod
-        def format_num(number: float) -> str:
+        def format_num(number: Any) -> str:
             """A number in the postfix."""
             return with_digits(number)
 
-        @property
-        def format_dict(self) -> Any:
-            """What tqdm formats a line with; a narrow terminal gets the numbers only."""
-            fields = super().format_dict
-            if not in_notebook and fields["ncols"] is not None and fields["ncols"] < _NARROW:
-                fields["bar_format"] = _SHORT
-            return fields
+        if not in_notebook:
 
-        def __str__(self) -> str:
-            fields = self.format_dict
-            line: str = self.format_meter(**fields)
-            return str(disp_trim(line, fields["ncols"])) if fields["ncols"] else line
+            def display(self, msg: str | None = None, pos: int | None = None) -> Any:
+                """Draw within the terminal as it is now; without the bar if there is no room for its least."""
+                columns, self.nrows = terminal_size(self.fp)
+                self.ncols = None  # which makes the bar 10 characters long
+                self.bar_format = _BAR
+                if disp_len(str(self)) >= columns:
+                    self.bar_format = _SHORT
+                self.ncols = columns - 1  # the last column would break the line on some terminals
+                return super().display(msg, pos)
 
     return Tqdm
+
+
+def terminal_size(stream: Any) -> tuple[int, int]:
+    """Columns and rows of the terminal behind ``stream``; 80 and 24 where it does not tell (a bare container)."""
+    try:
+        columns, rows = os.get_terminal_size(stream.fileno())
+    except (AttributeError, OSError, ValueError):
+        columns = rows = 0
+    return columns or 80, rows or 24
 
 
 def with_digits(value: Any) -> str:
@@ -86,7 +94,6 @@ def build_bar(*, description: str, total: float | None, position: int, leave: bo
         position=position,
         leave=leave,
         file=sys.stdout,
-        dynamic_ncols=True,
         bar_format=_BAR,
         mininterval=0,  # the callback has looked at the clock already
         miniters=1,

@@ -124,7 +124,7 @@ class TQDMProgressBar(ProgressBar):
 
     def init_train_tqdm(self) -> Any:
         """The bar of an epoch of training; override it for another."""
-        return self._build(self.train_description, self.total_train_batches, leave=True)
+        return self._build(f"Epoch {self.trainer.current_epoch}", self.total_train_batches, leave=True)
 
     def init_validation_tqdm(self) -> Any:
         """The bar of a validation, below the epoch's in a fit; override it for another."""
@@ -165,7 +165,7 @@ class TQDMProgressBar(ProgressBar):
             self._due = 0.0
         else:
             restart(self._train_bar, self.total_train_batches)
-        self._train_bar.set_description(f"Epoch {trainer.current_epoch}", refresh=False)
+            self._train_bar.set_description(f"Epoch {trainer.current_epoch}", refresh=False)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -326,8 +326,11 @@ class TQDMProgressBar(ProgressBar):
         start = time.monotonic()
         if self._eval_bar is None:
             assert self._build_eval is not None
-            self._eval_bar = self._build_eval()
+            self._eval_bar = self._build_eval()  # which draws it
+            leave_out(self._eval_bar, self._eval_started - start)  # it began before it could be seen
             self._name_loader()
+            if self._loader_batches == 0:
+                return
         self._move(self._eval_bar, self._loader_batches, start)
 
     def _look_of_eval(self) -> tuple[str, int | float, Any]:
