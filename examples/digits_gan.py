@@ -238,6 +238,7 @@ def main() -> int:
     options = parse_arguments()
     epochs = 5 if options.fast else options.epochs
     started = time.perf_counter()
+    torch.set_num_threads(1)  # networks as small as these are slower with more
 
     print("1. The judge learns to read digits")
     seed_everything(options.seed)

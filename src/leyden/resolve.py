@@ -10,17 +10,18 @@ from typing import Any
 from leyden.callback import Callback
 from leyden.callbacks.gradient_accumulation_scheduler import GradientAccumulationScheduler
 from leyden.callbacks.progress import ProgressBar, TQDMProgressBar
-from leyden.errors import InvalidTypeError, InvalidValueError, MisconfigurationException, warn
+from leyden.errors import InvalidTypeError, InvalidValueError, MisconfigurationException
 from leyden.loops.cadence import Limits, ValidationCadence
 from leyden.precision import Precision, build_precision
 
-_UNLIMITED_EPOCHS = 1000
+#: Epochs of a fit for which no maximum was given.
+DEFAULT_EPOCHS = 1000
 
 
 def resolve_limits(
     *, max_epochs: int | None, min_epochs: int | None, max_steps: int, min_steps: int | None, max_time: Any
 ) -> Limits:
-    """How long a fit runs. Without any maximum it ends after 1,000 epochs, with a warning."""
+    """How long a fit runs. Without any maximum it ends after 1,000 epochs, which the fit warns of."""
     for name, value, least in (
         ("max_epochs", max_epochs, -1),
         ("min_epochs", min_epochs, 0),
@@ -29,22 +30,16 @@ def resolve_limits(
     ):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
             raise InvalidValueError(f"Trainer({name}={value!r}) must be an int >= {least}", code="trainer-limit")
+    is_default = max_epochs is None and max_steps == -1 and max_time is None
     if max_epochs is None:
-        max_epochs = -1
-        if max_steps == -1 and max_time is None:
-            max_epochs = _UNLIMITED_EPOCHS
-            warn(
-                f"max_epochs was not set; the fit ends after {_UNLIMITED_EPOCHS} epochs. Pass max_epochs=-1 to train "
-                "without an end",
-                code="trainer-max-epochs",
-                stacklevel=4,
-            )
+        max_epochs = DEFAULT_EPOCHS if is_default else -1
     return Limits(
         max_epochs=max_epochs,
         min_epochs=min_epochs or 0,
         max_steps=max_steps,
         min_steps=min_steps or 0,
         max_seconds=_seconds(max_time),
+        is_default=is_default,
     )
 
 

@@ -98,6 +98,9 @@ class Runs(TrainerProperties):
                 datamodule.on_exception(exception)
             raise
         finally:
+            if state.results is not None:
+                state.results.publish()
+            self._views.to_cpu()
             state.stage = state.hook = state.results = None
             self._optimization = None
 
@@ -126,6 +129,12 @@ class Runs(TrainerProperties):
     def _fit(self, hooks: Hooks, *, train: Any, val: Any) -> None:
         module, loop, state = self._module, self.fit_loop, self._state
         assert module is not None
+        if loop.limits.is_default:
+            warn(
+                f"no maximum was given; the fit ends after {loop.max_epochs} epochs. Pass max_epochs=-1 to train "
+                "without an end",
+                code="trainer-max-epochs",
+            )
         self._load_val = functools.partial(self._load_evaluation, "val", val)
         self._val_data = None
         loop.connect(

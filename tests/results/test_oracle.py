@@ -147,19 +147,24 @@ class Rows:
 
 
 def run_lightning(case: Case, loaders: int) -> tuple[list[Snapshot], list[dict[str, float]], list[Any]]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with quiet():
         import pytorch_lightning as lightning
         from pytorch_lightning.loggers.logger import DummyLogger
 
+        return run_framework(lightning, DummyLogger, case, loaders)
+
+
+def run_framework(
+    framework: Any, logger_base: Any, case: Case, loaders: int
+) -> tuple[list[Snapshot], list[dict[str, float]], list[Any]]:
     snapshots: list[Snapshot] = []
     rows = Rows()
 
-    class Logger(DummyLogger):
+    class Logger(logger_base):  # type: ignore[misc]
         def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
             rows.add(metrics)
 
-    class Module(lightning.LightningModule):
+    class Module(framework.LightningModule):  # type: ignore[misc,name-defined]
         def __init__(self) -> None:
             super().__init__()
             self.weight = torch.nn.Parameter(torch.zeros(1))
@@ -207,31 +212,29 @@ def run_lightning(case: Case, loaders: int) -> tuple[list[Snapshot], list[dict[s
     for name in ("validation_epoch_start", "validation_epoch_end", "validation_end"):
         setattr(Module, f"on_{name}", epoch_hook(f"on_{name}"))
 
-    with quiet():
-        options: dict[str, Any] = dict.fromkeys(
-            ("enable_progress_bar", "enable_model_summary", "enable_checkpointing"), False
+    trainer = framework.Trainer(
+        max_epochs=EPOCHS,
+        logger=Logger(),
+        log_every_n_steps=1,
+        num_sanity_val_steps=0,
+        accelerator="cpu",
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+    )
+    train = DataLoader(TensorDataset(TRAIN), batch_size=2)
+    evaluation = [DataLoader(TensorDataset(data), batch_size=2) for data in EVALUATION[:loaders]]
+    module = Module()
+    trainer.fit(module, train, evaluation)
+    results = trainer.validate(module, evaluation, verbose=False)
+    snapshots.append(
+        (
+            "end",
+            floats(trainer.callback_metrics),
+            floats(trainer.logged_metrics),
+            floats(trainer.progress_bar_metrics),
         )
-        trainer = lightning.Trainer(
-            max_epochs=EPOCHS,
-            logger=Logger(),
-            log_every_n_steps=1,
-            num_sanity_val_steps=0,
-            accelerator="cpu",
-            **options,
-        )
-        train = DataLoader(TensorDataset(TRAIN), batch_size=2)
-        evaluation = [DataLoader(TensorDataset(data), batch_size=2) for data in EVALUATION[:loaders]]
-        module = Module()
-        trainer.fit(module, train, evaluation)
-        results = trainer.validate(module, evaluation, verbose=False)
-        snapshots.append(
-            (
-                "end",
-                floats(trainer.callback_metrics),
-                floats(trainer.logged_metrics),
-                floats(trainer.progress_bar_metrics),
-            )
-        )
+    )
     return snapshots, rows.rows, results
 
 
@@ -322,6 +325,13 @@ def test_start_of_validation_goes_to_the_same_rows() -> None:
     assert rows == driver.rows.rows
 
 
+def assert_same(expected: list[Snapshot], got: list[Snapshot]) -> None:
+    assert [snapshot[0] for snapshot in expected] == [snapshot[0] for snapshot in got]
+    for theirs, ours in zip(expected, got, strict=True):
+        for view, a, b in zip(("callback", "logged", "bar"), theirs[1:], ours[1:], strict=True):
+            assert a == pytest.approx(b, rel=1e-6, nan_ok=True), (theirs[0], view)
+
+
 @pytest.mark.filterwarnings("ignore:.*log-integer")
 @pytest.mark.parametrize("loaders", [1, 2])
 @pytest.mark.parametrize("name", CASES)
@@ -333,13 +343,36 @@ def test_views_rows_and_returned_values(name: str, loaders: int) -> None:
     driver.fit()
     driver.views.clear()
     results = driver.evaluate()
-    driver.snapshots.append(
-        ("end", floats(driver.views.callback), floats(driver.views.logged), floats(driver.views.progress_bar))
-    )
-
-    assert [snapshot[0] for snapshot in snapshots] == [snapshot[0] for snapshot in driver.snapshots]
-    for expected, got in zip(snapshots, driver.snapshots, strict=True):
-        for view, theirs, ours in zip(("callback", "logged", "bar"), expected[1:], got[1:], strict=True):
-            assert theirs == pytest.approx(ours, rel=1e-6, nan_ok=True), (expected[0], view)
+    views = driver.views
+    driver.snapshots.append(("end", floats(views.callback), floats(views.logged), floats(views.progress_bar)))
+    assert_same(snapshots, driver.snapshots)
     assert rows == [pytest.approx(row, rel=1e-6, nan_ok=True) for row in driver.rows.rows]
     assert returned == [pytest.approx(row, rel=1e-6, nan_ok=True) for row in results]
+
+
+class LoggerBase:
+    """What a Trainer asks of a logger."""
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def save(self) -> None:
+        pass
+
+    def finalize(self, status: str) -> None:
+        pass
+
+
+@pytest.mark.filterwarnings("ignore:.*log-integer")
+@pytest.mark.parametrize("loaders", [1, 2])
+@pytest.mark.parametrize("name", CASES)
+def test_both_trainers(name: str, loaders: int) -> None:
+    """R96, R126, R127, R129, R132, R133, R138, R139: the same module in both."""
+    import leyden
+
+    case = CASES[name]
+    snapshots, rows, returned = run_lightning(case, loaders)
+    ours, our_rows, our_returned = run_framework(leyden, LoggerBase, case, loaders)
+    assert_same(snapshots, ours)
+    assert rows == [pytest.approx(row, rel=1e-6, nan_ok=True) for row in our_rows]
+    assert returned == [pytest.approx(row, rel=1e-6, nan_ok=True) for row in our_returned]

@@ -19,6 +19,7 @@ class Limits:
         max_steps: optimizer steps at most (``global_step``, over all optimizers); -1 for no limit.
         min_steps: optimizer steps before ``should_stop`` is heeded.
         max_seconds: wall time at most; None for no limit.
+        is_default: whether nobody gave a maximum.
     """
 
     max_epochs: int = -1
@@ -26,6 +27,7 @@ class Limits:
     max_steps: int = -1
     min_steps: int = 0
     max_seconds: float | None = None
+    is_default: bool = False
 
     def steps_are_over(self, clocks: Clocks) -> bool:
         """Whether ``max_steps`` or ``max_seconds`` is reached; asked after every batch."""

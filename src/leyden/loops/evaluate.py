@@ -91,7 +91,7 @@ class EvaluationLoop:
                 hooks.call(f"on_{name}_end")
         finally:
             parts.modes.restore()
-            results.publish()
+            results.reset()
             state.results = surrounding
         return values
 

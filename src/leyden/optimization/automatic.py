@@ -22,8 +22,8 @@ from torch import Tensor
 
 from leyden.errors import MisconfigurationException, warn
 from leyden.hooks.dispatch import Hook, RunState
+from leyden.optimization.bare import backward, drop_gradients
 from leyden.optimization.clocks import Clocks
-from leyden.optimization.gradients import backward, drop_gradients
 from leyden.optimization.toggling import Toggler
 from leyden.optimization.turns import Turn, Turns
 from leyden.optimization.update import NO_LOSS, NO_STEP, Updates

@@ -1,4 +1,4 @@
-"""What is done to gradients between backward and step: dropped, corrected, measured, clipped."""
+"""What is done to gradients between backward and step: corrected, measured, clipped."""
 
 from __future__ import annotations
 
@@ -84,13 +84,6 @@ def gradients_of(optimizer: Any) -> list[Tensor]:
     return [p.grad for p in parameters_of(optimizer) if p.grad is not None]
 
 
-def drop_gradients(optimizer: Any) -> None:
-    """What ``optimizer.zero_grad()`` does, without torch's profiler marks around it."""
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            parameter.grad = None
-
-
 @torch.no_grad()
 def scale_gradients(optimizer: Any, factor: float | Tensor) -> None:
     """Multiply all gradients of an optimizer in place, in one call where their kind allows it."""
@@ -100,16 +93,3 @@ def scale_gradients(optimizer: Any, factor: float | Tensor) -> None:
             gradient.mul_(factor)
     elif gradients:
         torch._foreach_mul_(gradients, factor)
-
-
-def backward(loss: Tensor) -> None:
-    """``loss.backward()`` for a plain scalar, without the wrappers around torch's engine.
-
-    Whatever is not plain (a subclass, several elements, no graph) takes torch's own way, with torch's own errors.
-    """
-    if type(loss) is Tensor and loss.requires_grad and loss.numel() == 1 and loss.is_floating_point():
-        torch.autograd.Variable._execution_engine.run_backward(
-            (loss,), (torch.ones_like(loss),), False, False, (), allow_unreachable=True, accumulate_grad=True
-        )
-    else:
-        loss.backward()  # type: ignore[no-untyped-call]

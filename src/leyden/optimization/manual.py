@@ -17,8 +17,9 @@ from torch import Tensor
 from leyden.errors import InvalidValueError, MisconfigurationException
 from leyden.hooks.dispatch import RunState
 from leyden.optimization.automatic import Calls
+from leyden.optimization.bare import backward, drop_gradients
 from leyden.optimization.clocks import Clocks
-from leyden.optimization.gradients import backward, drop_gradients, scale_gradients
+from leyden.optimization.gradients import scale_gradients
 from leyden.optimization.turns import Turns
 from leyden.optimization.update import Updates
 from leyden.optimization.window import Weight, Window

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, cast
 
 from torch.optim import Optimizer
 
-from leyden.errors import MisconfigurationException
+from leyden.errors import MisconfigurationException, OrderError
 
 Closure = Callable[[], Any]
 Step = Callable[..., Any]
@@ -33,6 +34,7 @@ class LightningOptimizer:
         self._optimizer = optimizer.optimizer if is_handle(optimizer) else optimizer
         self._index: int | None = None
         self._perform: Step | None = None
+        self._toggle_model: Callable[[Any, bool], AbstractContextManager[None]] | None = None
 
     @property
     def optimizer(self) -> Any:
@@ -63,6 +65,22 @@ class LightningOptimizer:
         if self._perform is not None:
             return self._perform(self._index, closure, **kwargs)
         return self._optimizer.step(**kwargs) if closure is None else self._optimizer.step(closure=closure, **kwargs)
+
+    def toggle_model(self, sync_grad: bool = True) -> AbstractContextManager[None]:
+        """Let only the parameters of this optimizer require gradients inside of a ``with``.
+
+        Args:
+            sync_grad: False leaves out the reduction of gradients over processes inside.
+
+        Raises:
+            OrderError: the handle belongs to no run, so there are no other optimizers to freeze.
+        """
+        if self._toggle_model is None:
+            raise OrderError(
+                "optimizer.toggle_model() can only be called on what self.optimizers() returns, from trainer.fit on",
+                code="toggle-outside-fit",
+            )
+        return self._toggle_model(self, sync_grad)
 
     def __getattr__(self, name: str) -> Any:
         if name == "_optimizer":  # while unpickling, before it is there

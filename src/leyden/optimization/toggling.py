@@ -21,7 +21,7 @@ class Toggler:
     """Freezes the parameters that the active optimizer does not own, and gives back what it froze.
 
     A parameter of two optimizers stays trainable for both; one that the user froze stays frozen; parameters of no
-    optimizer are never touched. Toggles nest.
+    optimizer are never touched. Toggles nest, and may overlap.
 
     Args:
         optimizers: all optimizers of the run.
@@ -57,6 +57,9 @@ class Toggler:
         if place is None:
             return
         frame = self._stack.pop(place)
+        if place < len(self._stack):
+            _hand_up(frame, self._stack[place])
+            return
         for parameter, value in (*frame.foreign, *frame.own):
             parameter.requires_grad = value
 
@@ -80,3 +83,10 @@ class Toggler:
         others = {id(p): p for other in self._optimizers for p in parameters_of(other) if id(p) not in own}
         self._plans[id(optimizer)] = (size, list(others.values()))
         return self._plans[id(optimizer)][1]
+
+
+def _hand_up(frame: _Frame, above: _Frame) -> None:
+    """Let the toggle that outlives ``frame`` bring back what ``frame`` had found."""
+    found = {id(parameter): value for parameter, value in (*frame.foreign, *frame.own)}
+    for records in (above.foreign, above.own):
+        records[:] = [(parameter, found.get(id(parameter), value)) for parameter, value in records]

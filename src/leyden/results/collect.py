@@ -146,44 +146,15 @@ class Results:
         metric_attribute: str | None = None,
         rank_zero_only: bool = False,
     ) -> None:
-        """Take in one value of one key. The options are those of ``LightningModule.log``.
-
-        Args:
-            hook: name of the hook that runs, None outside of any.
-            name: key.
-            value: a number, a tensor with one element on any device, or a ``torchmetrics.Metric``.
-            prog_bar: whether the progress bar shows it.
-            logger: whether loggers get it (None: yes).
-            on_step: whether each value is shown as it comes. None: as usual in that hook.
-            on_epoch: whether their reduction is shown at the end of the epoch. None: as usual in that hook.
-            reduce_fx: "mean", "sum", "min" or "max", or the torch or builtin function of that name.
-            enable_graph: whether the step value stays attached to its graph.
-            sync_dist: whether to reduce over processes.
-            sync_dist_group: over which processes; None: all.
-            add_dataloader_idx: whether the key gets the dataloader's suffix where there are several.
-            batch_size: weight in a mean. None: size of dimension 0 of the batch's first tensor.
-            metric_attribute: accepted for compatibility; a metric object holds its own state.
-            rank_zero_only: whether only rank 0 logs this key, so that it is never reduced over processes.
+        """Take in one value of one key; ``hook`` is the hook that runs, the rest is as in ``LightningModule.log``.
 
         Raises:
             OrderError: outside of a hook, or in one that cannot log (``log-hook``).
-            MisconfigurationException: impossible options, or others than in an earlier call with the same
-                name (``log-options``).
+            MisconfigurationException: options that are impossible, or other than before (``log-options``).
             InvalidValueError: a value that cannot be logged (``log-value``, ``log-shape``, ``log-dict``).
         """
-        given = (
-            prog_bar,
-            logger,
-            on_step,
-            on_epoch,
-            reduce_fx,
-            enable_graph,
-            sync_dist,
-            sync_dist_group,
-            add_dataloader_idx,
-            metric_attribute,
-            rank_zero_only,
-        )
+        given = (prog_bar, logger, on_step, on_epoch, reduce_fx, enable_graph, sync_dist, sync_dist_group,
+                 add_dataloader_idx, metric_attribute, rank_zero_only)  # fmt: skip
         entry = self._entries.get((hook, name))  # type: ignore[arg-type]  # nothing is found under the hook None
         if entry is None or entry.given != given:
             entry = self._open(hook, name, Options(*given))

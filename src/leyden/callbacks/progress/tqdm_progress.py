@@ -161,8 +161,8 @@ class TQDMProgressBar(ProgressBar):
         if not self._draws():
             return
         if self._train_bar is None:
-            self._train_bar = self.init_train_tqdm()
-            self._due = 0.0
+            self._train_bar = self.init_train_tqdm()  # which draws it
+            self._pay(self._epoch_started)
         else:
             restart(self._train_bar, self.total_train_batches)
             self._train_bar.set_description(f"Epoch {trainer.current_epoch}", refresh=False)
@@ -294,9 +294,13 @@ class TQDMProgressBar(ProgressBar):
         self._move(self._train_bar, self._batches, start)
 
     def _move(self, bar: Any, batches: int, start: float) -> None:
-        """Draw ``bar`` at ``batches``; the next drawing is due when this one has been paid for."""
+        """Draw ``bar`` at ``batches``."""
         if not bar.update(batches - bar.n):  # it draws if it has moved
             bar.refresh()
+        self._pay(start)
+
+    def _pay(self, start: float) -> None:
+        """The drawing that began at ``start`` must be paid for before the next."""
         end = time.monotonic()
         self._due = end + max(INTERVAL, 9 * (end - start))
 
@@ -330,6 +334,7 @@ class TQDMProgressBar(ProgressBar):
             leave_out(self._eval_bar, self._eval_started - start)  # it began before it could be seen
             self._name_loader()
             if self._loader_batches == 0:
+                self._pay(start)
                 return
         self._move(self._eval_bar, self._loader_batches, start)
 
