@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -146,7 +146,7 @@ def build_engine(
         )
         perform = optimization.step
     for index, handle in enumerate(handles):
-        handle._index, handle._perform = index, perform
+        handle._index, handle._perform, handle._toggle_model = index, perform, module.toggle_model
     schedulers = _build_schedulers(plan, turns, clocks, state, bind("lr_scheduler_step"))
     epoch_outputs = _epoch_outputs(outputs_hook, state, optimization, count if several else 1)
     return Engine(optimization, schedulers, hooks, toggler, turns, epoch_outputs)
@@ -341,7 +341,7 @@ def check_manual(plan: Plan, accumulation: Any) -> None:
             "self.clip_gradients(optimizer, ...) between backward and step",
             code="manual-clip",
         )
-    if accumulation != 1:
+    if _most(accumulation) > 1:
         raise MisconfigurationException(
             f"Trainer(accumulate_grad_batches={accumulation}) does nothing in manual optimization; use "
             "`with self.accumulate(optimizer, n) as window:` in training_step",
@@ -349,9 +349,14 @@ def check_manual(plan: Plan, accumulation: Any) -> None:
         )
 
 
+def _most(accumulation: int | Mapping[int, int]) -> int:
+    """The longest window of a fit, in micro-batches."""
+    return max(accumulation.values(), default=1) if isinstance(accumulation, Mapping) else accumulation
+
+
 def warn_of_overrides(module: LightningModule, accumulation: Any, frequencies: Sequence[int]) -> None:
     """Say what is easily misunderstood about accumulation."""
-    if accumulation == 1:
+    if _most(accumulation) == 1:
         return
     for name in ("optimizer_step", "optimizer_zero_grad"):
         if overrides(module, name, BASES):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -30,8 +30,8 @@ from leyden.loops.evaluate import EvaluationParts
 from leyden.loops.fit import FitParts, all_limits_reached
 from leyden.loops.predict import PredictParts
 from leyden.module import LightningModule
-from leyden.optimization.optimizer import LightningOptimizer
-from leyden.optimization.plan import build_plan, check_optimizer_idx
+from leyden.optimization.optimizer import LightningOptimizer, find_handles
+from leyden.optimization.plan import Plan, build_plan, check_optimizer_idx, with_optimizers
 from leyden.optimization.toggling import Toggler
 from leyden.resolve import monitors_last, resolve_validation_interval
 from leyden.results.collect import Results
@@ -102,7 +102,7 @@ class Runs(TrainerProperties):
                 state.results.publish()
             self._views.to_cpu()
             state.stage = state.hook = state.results = None
-            self._optimization = None
+            self._optimization = self._parts = None
 
     def _prepare(self, stage: str, hooks: Hooks) -> None:
         module, datamodule = self._module, self.datamodule
@@ -144,9 +144,8 @@ class Runs(TrainerProperties):
             ),
             reload_every=self.reload_dataloaders_every_n_epochs,
         )
-        engine = self._configure_optimizers(module)
-        hooks = engine.hooks
-        self._optimization, self._toggler = engine.optimization, engine.toggler
+        self._configure_optimizers(module)
+        hooks = self._engine.hooks
         results = state.results = Results(training=True, views=self._views)
         hooks.call("on_fit_start")
         hooks.call("on_pretrain_routine_start")
@@ -158,46 +157,47 @@ class Runs(TrainerProperties):
         if loop.max_epochs != 0 and loop.max_steps != 0 and self.limit_train_batches != 0:
             loop.load()
             self.clocks.started = time.monotonic()
-            modal = [turn.optimizer for turn in engine.turns if turn.contract.has_modes]
-            validate = self._validate_in_fit(hooks)
-            parts = FitParts(
-                optimization=engine.optimization,
-                hooks=hooks,
+            parts = self._parts = FitParts(
+                **self._engine_parts(),
                 state=state,
                 results=results,
                 window_size=lambda: self.accumulate_grad_batches,
-                schedulers=engine.schedulers,
                 transfer=self._transfer(),
-                validate=validate,
+                validate=self._validate_in_fit(hooks),
                 write_row=self._write_row if self.loggers else None,
                 log_every=self.log_every_n_steps,
-                epoch_outputs=engine.epoch_outputs,
                 clear_gradients=self._gradient_clearing(module),
-                switch=functools.partial(_switch_modes, modal) if modal else None,
             )
             with self._context():
                 loop.run(parts)
         hooks.call("on_fit_end")
 
-    def _configure_optimizers(self, module: LightningModule) -> Engine:
-        accumulation = self._accumulation
+    def _configure_optimizers(self, module: LightningModule) -> None:
+        accumulation = self._accumulation_schedule()
         self._plan, self._handles = None, []
+        returned = module.configure_optimizers()
         plan = build_plan(
-            module.configure_optimizers(),
+            returned,
             module=module,
             automatic=bool(module.automatic_optimization),
             custom_scheduler_step=overrides(module, "lr_scheduler_step", BASES),
-            accumulate_grad_batches=1 if accumulation is None else accumulation,
+            accumulate_grad_batches=accumulation,
             gradient_clip_val=self.gradient_clip_val,
             gradient_clip_algorithm=self.gradient_clip_algorithm,
         )
         step = module.training_step
         check_optimizer_idx(plan, takes_optimizer_idx=takes_optimizer_idx(step), takes_any=Signature.of(step).has_args)
-        check_manual(plan, plan.accumulate_grad_batches)
-        warn_of_overrides(module, plan.accumulate_grad_batches, plan.frequencies)
+        check_manual(plan, 1 if self._accumulation is None else self._accumulation)
+        warn_of_overrides(module, accumulation, plan.frequencies)
+        self._drive(plan, find_handles(returned))
+
+    def _drive(self, plan: Plan, known: Mapping[int, LightningOptimizer]) -> None:
+        """Build what runs the optimizers of a plan; handles that users made themselves are taken over."""
+        module = self._module
+        assert module is not None
         self._plan = plan
-        self._handles = [LightningOptimizer(optimizer) for optimizer in plan.optimizers]
-        return build_engine(
+        self._handles = [known.get(id(optimizer)) or LightningOptimizer(optimizer) for optimizer in plan.optimizers]
+        self._engine = build_engine(
             plan,
             handles=self._handles,
             module=module,
@@ -210,6 +210,35 @@ class Runs(TrainerProperties):
             track_grad_norm=self.track_grad_norm,
             batches_left=lambda: self.fit_loop.batches_left,
         )
+        self._optimization, self._toggler = self._engine.optimization, self._engine.toggler
+
+    def _engine_parts(self) -> dict[str, Any]:
+        """What of the engine the fit loop calls."""
+        engine = self._engine
+        modal = [turn.optimizer for turn in engine.turns if turn.contract.has_modes]
+        return {
+            "optimization": engine.optimization,
+            "hooks": engine.hooks,
+            "schedulers": engine.schedulers,
+            "epoch_outputs": engine.epoch_outputs,
+            "switch": functools.partial(_switch_modes, modal) if modal else None,
+        }
+
+    @property
+    def optimizers(self) -> list[Any]:
+        """The users' optimizers in configured order; none outside of a fit.
+
+        Assigning others replaces them, with new handles; in the middle of a fit from the next epoch on.
+        """
+        return [handle.optimizer for handle in self._handles]
+
+    @optimizers.setter
+    def optimizers(self, optimizers: Sequence[Any]) -> None:
+        assert self._module is not None
+        self._drive(with_optimizers(self.plan, optimizers, self._module), find_handles(list(optimizers)))
+        if self._parts is not None:
+            for name, part in self._engine_parts().items():
+                setattr(self._parts, name, part)
 
     def _sanity_check(self, hooks: Hooks) -> None:
         """A few validation batches, so that mistakes there show before hours of training. Leaves no trace."""
@@ -407,6 +436,8 @@ class Runs(TrainerProperties):
             step = self.clocks.updates if in_fit else max(self.clocks.updates - 1, 0)
             self._write_row({"epoch": self.clocks.epoch, **values}, step)
 
+    _engine: Engine
+    _parts: FitParts | None = None
     _load_val: Callable[[], tuple[list[Any], list[int | float]]]
     _val_data: tuple[list[Any], list[int | float]] | None = None
     _val_loaded_in: int | None = None

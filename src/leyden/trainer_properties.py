@@ -192,10 +192,16 @@ class TrainerProperties:
         return min(total, max_steps) if max_steps != -1 else total
 
     def _accumulation_in(self, epoch: int) -> int:
-        for callback in self.callbacks:
-            if isinstance(callback, GradientAccumulationScheduler):
-                return callback.get_accumulate_grad_batches(epoch)
-        return self.accumulate_grad_batches
+        scheduler = self._accumulation_scheduler()
+        return scheduler.get_accumulate_grad_batches(epoch) if scheduler is not None else self.accumulate_grad_batches
+
+    def _accumulation_scheduler(self) -> GradientAccumulationScheduler | None:
+        return next((c for c in self.callbacks if isinstance(c, GradientAccumulationScheduler)), None)
+
+    def _accumulation_schedule(self) -> int | dict[int, int]:
+        """Micro-batches of a window, or of each epoch's windows from an epoch on."""
+        scheduler = self._accumulation_scheduler()
+        return dict(scheduler.scheduling) if scheduler is not None else self.accumulate_grad_batches
 
     # -- parts ----------------------------------------------------------------------------------------------------
 
@@ -208,11 +214,6 @@ class TrainerProperties:
     def model(self) -> LightningModule | None:
         """The module of the current or last run."""
         return self._module
-
-    @property
-    def optimizers(self) -> list[Any]:
-        """The users' optimizers in configured order; none outside of a fit."""
-        return [handle.optimizer for handle in self._handles]
 
     @property
     def lr_scheduler_configs(self) -> list[LRSchedulerConfig]:

@@ -137,8 +137,8 @@ def test_closure_value_survives_the_update() -> None:
     outputs = Outputs()
     module = Module()
     fit(module, batches(3), max_epochs=1, callbacks=outputs)
-    assert [1.0, 0.75, 0.5] == [value.item() for value in module.kept]
-    assert [1.0, 0.75, 0.5] == [seen["loss"].item() for seen in outputs.seen]
+    assert [value.item() for value in module.kept] == [1.0, 0.75, 0.5]
+    assert [seen["loss"].item() for seen in outputs.seen] == [1.0, 0.75, 0.5]
 
 
 def test_closure_takes_no_arguments_that_matter() -> None:
@@ -170,7 +170,7 @@ def test_closure_returns_none_for_a_skipped_batch() -> None:
     module, _ = create(Module)
     with pytest.warns(UserWarning, match="training_step returned None"):
         fit(module, batches(3), max_epochs=1)
-    assert [False, True, False] == [value is None for value in module.values]
+    assert [value is None for value in module.values] == [False, True, False]
 
 
 def test_closure_may_be_called_any_number_of_times_without_grad_mode() -> None:
@@ -199,7 +199,7 @@ def test_closure_may_be_called_any_number_of_times_without_grad_mode() -> None:
     assert_same_weights(module, twin)
     assert opt.values == module.thrice.values
     assert trainer.global_step == EPOCHS * BATCHES
-    assert 3 * (EVALUATION + READY) == module.events[:18]
+    assert module.events[:18] == 3 * (EVALUATION + READY)
 
 
 # -------------------------------------------------------------------------------------- V5: closures and windows
@@ -304,7 +304,7 @@ def test_an_evaluation_by_an_overridden_optimizer_step_replays_the_window() -> N
                 perturb(twin, sign)
             opt.step()
     assert_same_weights(module, twin)
-    assert [0, 1, 0, 1, 2, 3, 2, 3] == module.batches[:8]
+    assert module.batches[:8] == [0, 1, 0, 1, 2, 3, 2, 3]
 
 
 # ------------------------------------------------------------------------ R51: what training_step may return
@@ -429,7 +429,7 @@ def test_none_is_told_once() -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("default")
         fit(module)
-    assert 1 == len([warning for warning in caught if "[training-step-none]" in str(warning.message)])
+    assert len([warning for warning in caught if "[training-step-none]" in str(warning.message)]) == 1
 
 
 def test_a_skipped_update_counts_as_attempted_and_not_as_applied() -> None:
@@ -437,8 +437,8 @@ def test_a_skipped_update_counts_as_attempted_and_not_as_applied() -> None:
     module, _ = create(skipping(1, 2))
     trainer = fit_skipping(module, max_epochs=1)
     clock = trainer.clocks.optimizers[0]
-    assert (BATCHES, BATCHES - 2, {"no loss": 2}) == (clock.attempted, clock.applied, clock.skipped)
-    assert BATCHES == trainer.global_step
+    assert (clock.attempted, clock.applied, clock.skipped) == (BATCHES, BATCHES - 2, {"no loss": 2})
+    assert trainer.global_step == BATCHES
 
 
 @pytest.mark.parametrize("skipped", [(0,), (1,), (2, 3), (0, 3, 6)], ids=str)
@@ -483,7 +483,7 @@ def test_a_window_without_any_loss_is_skipped_with_all_hooks() -> None:
     module, twin = create(skipping(2, 3))
     trainer = fit_skipping(module, batches(6), max_epochs=1, accumulate_grad_batches=2)
     clock = trainer.clocks.optimizers[0]
-    assert (3, 2, {"no loss": 1}) == (clock.attempted, clock.applied, clock.skipped)
+    assert (clock.attempted, clock.applied, clock.skipped) == (3, 2, {"no loss": 1})
     first = [*EVALUATION, "training_step", "on_before_backward", "on_after_backward", *READY]
     assert [*first, "training_step", "on_before_zero_grad", "training_step", *READY, *first] == module.events
 
@@ -533,7 +533,7 @@ def test_an_optimizer_that_wants_no_loss_is_stepped_all_the_same() -> None:
             online.step()
             soft.step(lambda: None)
     assert_same_weights(module, twin)
-    assert 2 * EPOCHS * BATCHES == trainer.global_step
+    assert trainer.global_step == 2 * EPOCHS * BATCHES
 
 
 # ------------------------------------------------------------------------------------ R53 and R54: extras, outputs
@@ -545,8 +545,8 @@ def test_extras_are_kept_as_they_are() -> None:
     module, _ = create(returning(lambda loss: {"loss": loss, "hiddens": (1, 2), "graph": loss * 2, "text": "a"}))
     fit(module, max_epochs=1, callbacks=outputs)
     for seen in outputs.seen:
-        assert ["loss", "hiddens", "graph", "text"] == list(seen)
-        assert ((1, 2), "a") == (seen["hiddens"], seen["text"])
+        assert list(seen) == ["loss", "hiddens", "graph", "text"]
+        assert (seen["hiddens"], seen["text"]) == ((1, 2), "a")
         assert seen["graph"].requires_grad and not seen["loss"].requires_grad
 
 
@@ -583,7 +583,7 @@ def test_outputs_hold_the_detached_divided_loss(accumulate: int) -> None:
     fit(module, max_epochs=1, callbacks=outputs, accumulate_grad_batches=accumulate)
     sizes = [accumulate] * (BATCHES - 1) + [1]
     for seen, loss, size in zip(outputs.seen, module.losses, sizes, strict=True):
-        assert ["loss"] == list(seen)
+        assert list(seen) == ["loss"]
         assert torch.equal(loss / size, seen["loss"]) and not seen["loss"].requires_grad
 
 
@@ -592,8 +592,8 @@ def test_outputs_of_a_skipped_batch_are_an_empty_dict() -> None:
     outputs = Outputs()
     module, _ = create(skipping(1))
     fit_skipping(module, max_epochs=1, callbacks=outputs)
-    assert {} == outputs.seen[1]
-    assert [True, False, True, True, True] == [bool(seen) for seen in outputs.seen]
+    assert outputs.seen[1] == {}
+    assert [bool(seen) for seen in outputs.seen] == [True, False, True, True, True]
 
 
 # ----------------------------------------------------------------------- R55 and R56: closures called by hand
@@ -610,7 +610,7 @@ def test_an_override_that_ignores_the_closure_is_refused() -> None:
     with pytest.raises(MisconfigurationException, match=r"optimizer.step\(closure=optimizer_closure\)") as error:
         fit(module)
     assert error.value.code == "closure-not-called"
-    assert ["returns"] == module.events
+    assert module.events == ["returns"]
 
 
 def test_an_optimizer_that_ignores_the_closure_is_refused() -> None:
@@ -628,7 +628,7 @@ def test_an_optimizer_that_ignores_the_closure_is_refused() -> None:
     with pytest.raises(MisconfigurationException, match="Deaf.*without calling the closure") as error:
         fit(module)
     assert error.value.code == "closure-not-called"
-    assert [] == module.events
+    assert module.events == []
 
 
 def test_calling_the_closure_alone_runs_backward_without_an_update() -> None:
@@ -644,9 +644,9 @@ def test_calling_the_closure_alone_runs_backward_without_an_update() -> None:
     module, twin = create(Module)
     trainer = fit(module)
     assert [*EVALUATION, *READY, *EVALUATION, *EVALUATION, *READY] == module.events[:16]
-    assert EPOCHS * BATCHES == trainer.global_step
+    assert trainer.global_step == EPOCHS * BATCHES
     clock = trainer.clocks.optimizers[0]
-    assert (EPOCHS * 3, {"not stepped by its handle": EPOCHS * 2}) == (clock.applied, clock.skipped)
+    assert (clock.applied, clock.skipped) == (EPOCHS * 3, {"not stepped by its handle": EPOCHS * 2})
 
     opt = twin.configure_optimizers()
     for _ in range(EPOCHS):
@@ -681,7 +681,7 @@ def test_closure_first_and_step_afterwards() -> None:
 
     module, twin = create(Module)
     fit(module, gradient_clip_val=0.05)
-    assert ["before closure", "before step", "hook", "after step"] == module.events[:4]
+    assert module.events[:4] == ["before closure", "before step", "hook", "after step"]
 
     opt = twin.configure_optimizers()
     for _ in range(EPOCHS):
@@ -723,7 +723,7 @@ def test_lbfgs_runs_every_hook_once_per_evaluation() -> None:
     evaluations = len(module.losses)
     assert evaluations > 4
     assert evaluations * (EVALUATION + READY) == module.events
-    assert (2, 2) == (module.steps, trainer.global_step)
+    assert (module.steps, trainer.global_step) == (2, 2)
 
 
 def test_metrics_accumulate_once_per_evaluation() -> None:

@@ -71,7 +71,7 @@ def test_a_handle_is_an_instance_of_the_optimizer_s_class(raw: SGD) -> None:
     handle = LightningOptimizer(raw)
     assert isinstance(handle, SGD) and isinstance(handle, Optimizer) and isinstance(handle, LightningOptimizer)
     assert not isinstance(handle, Adam)
-    assert "LightningSGD" == handle.__class__.__name__
+    assert handle.__class__.__name__ == "LightningSGD"
     assert raw is handle.optimizer
 
 
@@ -81,10 +81,10 @@ def test_reads_go_to_the_optimizer_live(raw: SGD) -> None:
     state = raw.state_dict()
     state["param_groups"][0]["lr"] = 0.25
     raw.load_state_dict(state)
-    assert raw.param_groups is handle.param_groups and 0.25 == handle.param_groups[0]["lr"]
+    assert raw.param_groups is handle.param_groups and handle.param_groups[0]["lr"] == 0.25
     assert raw.state is handle.state and raw.defaults is handle.defaults
     raw.note = "new"  # type: ignore[attr-defined]
-    assert "new" == handle.note
+    assert handle.note == "new"
     with pytest.raises(AttributeError, match="'SGD' object has no attribute 'nothing'"):
         _ = handle.nothing
 
@@ -93,9 +93,9 @@ def test_writes_stay_on_the_handle_and_mutations_reach_the_optimizer(raw: SGD) -
     """R68: handle.x = ... leaves the raw optimizer alone; param_groups[i]["lr"] = ... does not."""
     handle = LightningOptimizer(raw)
     handle.note = "mine"
-    assert "mine" == handle.note and not hasattr(raw, "note")
+    assert handle.note == "mine" and not hasattr(raw, "note")
     handle.param_groups[0]["lr"] = 0.125
-    assert 0.125 == raw.param_groups[0]["lr"]
+    assert raw.param_groups[0]["lr"] == 0.125
 
 
 def test_a_handle_keeps_nothing_of_the_optimizer_in_its_dict(raw: SGD) -> None:
@@ -109,7 +109,7 @@ def test_methods_work_through_the_handle(raw: SGD) -> None:
     assert repr(handle) == "Lightning" + repr(raw)
     assert raw.state_dict() == handle.state_dict()
     handle.add_param_group({"params": [nn.Parameter(torch.ones(1))]})
-    assert 2 == len(raw.param_groups)
+    assert len(raw.param_groups) == 2
     raw.param_groups[0]["params"][0].grad = torch.ones(2)
     handle.zero_grad()
     assert raw.param_groups[0]["params"][0].grad is None
@@ -127,7 +127,7 @@ def test_a_handle_steps_without_a_run(raw: SGD) -> None:
     parameter.grad = torch.ones(2)
     assert handle.step() is None
     assert torch.equal(torch.full((2,), 0.5), parameter)
-    assert 3.0 == handle.step(closure=lambda: 3.0)
+    assert handle.step(closure=lambda: 3.0) == 3.0
 
 
 @pytest.mark.parametrize("base", [Automatic, Manual])
@@ -150,7 +150,7 @@ def test_the_same_handle_comes_with_every_call(base: type[Any]) -> None:
 
     module, _ = create(WithStep)
     fit(module, batches(2))
-    assert 1 == len({id(handle) for handle in module.seen})
+    assert len({id(handle) for handle in module.seen}) == 1
     assert type(module.seen[0]) is LightningOptimizer
 
 
@@ -189,7 +189,7 @@ def test_arguments_reach_the_optimizer_and_its_value_comes_back() -> None:
 
     module, twin = create(in_manual_mode(step, WithArguments))
     fit(module)
-    assert [(None, 0.5, "n")] * (EPOCHS * BATCHES) == returned
+    assert returned == [(None, 0.5, "n")] * (EPOCHS * BATCHES)
 
     opt = WithArguments(twin.parameters())
     for _ in range(EPOCHS):
@@ -213,8 +213,8 @@ def test_arguments_reach_the_optimizer_in_automatic_mode() -> None:
 
     module, _ = create(Module)
     fit(module, batches(1), max_epochs=1)
-    (value, factor, note), = returned
-    assert isinstance(value, Tensor) and (1.0, "n") == (factor, note)
+    ((value, factor, note),) = returned
+    assert isinstance(value, Tensor) and (factor, note) == (1.0, "n")
 
 
 def test_step_returns_the_closure_s_value_or_none() -> None:
@@ -227,7 +227,7 @@ def test_step_returns_the_closure_s_value_or_none() -> None:
 
     module, _ = create(in_manual_mode(step))
     fit(module, batches(2), max_epochs=1)
-    assert [None, 2.5, None, 2.5] == returned
+    assert returned == [None, 2.5, None, 2.5]
 
 
 # ----------------------------------------------------------------- R70: optimizers that do as they like with closures
@@ -286,8 +286,8 @@ def test_an_optimizer_without_closure_in_manual_mode() -> None:
 
     module, twin = create(Module)
     trainer = fit(module)
-    assert ["closure", "before"] * (EPOCHS * BATCHES) == module.events
-    assert EPOCHS * BATCHES == trainer.global_step
+    assert module.events == ["closure", "before"] * (EPOCHS * BATCHES)
+    assert trainer.global_step == EPOCHS * BATCHES
     train_by_hand(twin)
     assert_same_weights(module, twin)
 
@@ -301,9 +301,9 @@ def test_hooks_run_in_manual_mode_though_the_optimizer_ignores_its_closure() -> 
 
     module, twin = create(in_manual_mode(step, Deaf))
     trainer = fit(module)
-    assert [] == called
-    assert ["before"] * (EPOCHS * BATCHES) == module.events
-    assert EPOCHS * BATCHES == trainer.global_step
+    assert called == []
+    assert module.events == ["before"] * (EPOCHS * BATCHES)
+    assert trainer.global_step == EPOCHS * BATCHES
     train_by_hand(twin)
     assert_same_weights(module, twin)
 
@@ -315,7 +315,7 @@ def test_a_raw_step_in_manual_mode_bypasses_hooks_and_counters() -> None:
     """R71: optimizer.optimizer.step() updates, and neither hooks nor global_step know of it."""
     module, twin = create(in_manual_mode(lambda self, optimizer: optimizer.optimizer.step()))
     trainer = fit(module)
-    assert (0, []) == (trainer.global_step, module.events)
+    assert (trainer.global_step, module.events) == (0, [])
 
     opt = twin.configure_optimizers()
     for _ in range(EPOCHS):
@@ -342,7 +342,7 @@ def test_a_raw_step_in_optimizer_step_counts_and_skips_hooks_and_clipping() -> N
 
     module, twin = create(Module)
     trainer = fit(module, gradient_clip_val=1e-3)
-    assert (EPOCHS * BATCHES, []) == (trainer.global_step, module.events)
+    assert (trainer.global_step, module.events) == (EPOCHS * BATCHES, [])
 
     opt = twin.configure_optimizers()
     for _ in range(EPOCHS):
@@ -374,7 +374,7 @@ def test_several_optimizers_come_as_a_list_in_configured_order(automatic: bool) 
         automatic_optimization = automatic
 
         def training_step(self, batch: Any, batch_idx: int, *index: int) -> Any:
-            assert 2 == len(self.optimizers())
+            assert len(self.optimizers()) == 2
             return super().training_step(batch, batch_idx, *index) if index else None
 
     module, _ = create(Module)
@@ -389,7 +389,7 @@ def test_the_list_may_be_changed_without_changing_the_run() -> None:
     module, _ = create(TwoPlayers)
     fit(module, max_epochs=1)
     module.optimizers().clear()
-    assert 2 == len(module.optimizers())
+    assert len(module.optimizers()) == 2
 
 
 # --------------------------------------------------------------------------- R73: when handles are made and dropped
@@ -403,7 +403,7 @@ def test_a_second_fit_makes_new_handles() -> None:
     trainer.fit_loop.max_epochs = 2
     trainer.fit(module, batches())
     assert first is not module.optimizers() and first.optimizer is not module.optimizers().optimizer
-    assert 2 * BATCHES == trainer.global_step
+    assert trainer.global_step == 2 * BATCHES
 
 
 def test_assigning_trainer_optimizers_makes_new_handles() -> None:
@@ -438,7 +438,7 @@ def test_a_pickled_handle_leaves_the_run_behind() -> None:
         assert type(copied) is LightningOptimizer and copied.optimizer is not handle.optimizer
         assert handle.param_groups[0]["lr"] == copied.param_groups[0]["lr"]
         copied.step()
-    assert BATCHES == trainer.global_step
+    assert trainer.global_step == BATCHES
 
 
 def test_a_module_that_keeps_a_handle_can_be_copied() -> None:
@@ -478,4 +478,4 @@ def test_a_handle_on_a_joint() -> None:
     handle = LightningOptimizer(Joint(members))
     assert isinstance(handle, Joint)
     assert tuple(members) == handle.optimizers
-    assert [0.1, 0.2] == [group["lr"] for group in handle.param_groups]
+    assert [group["lr"] for group in handle.param_groups] == [0.1, 0.2]

@@ -84,7 +84,7 @@ def test_never_called_while_accumulating() -> None:
     """R74: with windows of two it is called on the closing batches and on the epoch's last."""
     module, _ = create(Stepping)
     fit(module, max_epochs=1, accumulate_grad_batches=2)
-    assert [1, 3, 4] == [call[1] for call in module.calls]
+    assert [call[1] for call in module.calls] == [1, 3, 4]
 
 
 def test_called_once_per_optimizer() -> None:
@@ -116,7 +116,7 @@ def test_never_called_in_manual_mode() -> None:
 
     module, twin = create(Module)
     fit(module)
-    assert [] == module.calls
+    assert module.calls == []
     train_by_hand(twin)
     assert_same_weights(module, twin)
 
@@ -141,7 +141,7 @@ def test_flag_for_lbfgs() -> None:
 
     module, _ = create(Module)
     fit(module, batches(1), max_epochs=1)
-    assert [(0, False, False, True)] == module.calls
+    assert module.calls == [(0, False, False, True)]
 
 
 # -------------------------------------------------------------------------------------- R75: what it may do
@@ -172,7 +172,7 @@ def test_it_may_step_several_times() -> None:
 
     module, twin = create(Module)
     trainer = fit(module)
-    assert EPOCHS * BATCHES == trainer.global_step
+    assert trainer.global_step == EPOCHS * BATCHES
 
     opt = twin.configure_optimizers()
     for _ in range(EPOCHS):
@@ -202,7 +202,7 @@ def test_it_may_change_learning_rates() -> None:
 
     module, twin = create(Module)
     fit(module)
-    assert [0, 0, 1, 1, 1, 2, 2, 2, 3] == module.seen[:9]
+    assert module.seen[:9] == [0, 0, 1, 1, 1, 2, 2, 2, 3]
 
     opt = twin.configure_optimizers()
     for step in range(EPOCHS * BATCHES):
@@ -255,7 +255,7 @@ def test_it_may_drive_lbfgs() -> None:
 
     module, twin = create(Module)
     fit(module)
-    assert EPOCHS * BATCHES == len(module.calls)
+    assert len(module.calls) == EPOCHS * BATCHES
 
     opt = lbfgs(twin)
     for _ in range(EPOCHS):
@@ -287,7 +287,7 @@ def test_global_step_rises_between_the_turns() -> None:
 
     module, _ = create(Module)
     fit(module, batches(2), max_epochs=1)
-    assert [0, 1, 2, 3] == module.seen
+    assert module.seen == [0, 1, 2, 3]
 
 
 # ------------------------------------------------------------------------------------------ R77: accumulation
@@ -347,5 +347,5 @@ def test_logging_works_and_goes_by_step() -> None:
     rows = Rows()
     module, _ = create(Module)
     trainer = fit(module, batches(3), max_epochs=1, logger=rows, log_every_n_steps=1)
-    assert [(0, 0.0), (1, 1.0), (2, 2.0)] == rows.rows
-    assert ["lr"] == list(trainer.callback_metrics)
+    assert rows.rows == [(0, 0.0), (1, 1.0), (2, 2.0)]
+    assert list(trainer.callback_metrics) == ["lr"]

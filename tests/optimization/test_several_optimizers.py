@@ -62,7 +62,7 @@ def test_every_optimizer_runs_its_own_pass_in_order() -> None:
     trainer = fit(module)
     names = ["training_step", "zero_grad", "before_step", "clip"]
     assert [*((name, 0) for name in names), *((name, 1) for name in names)] == module.events[:8]
-    assert 2 * EPOCHS * BATCHES == trainer.global_step
+    assert trainer.global_step == 2 * EPOCHS * BATCHES
 
     a, b = twin.configure_optimizers()
     for _ in range(EPOCHS):
@@ -80,7 +80,7 @@ def test_accumulation_and_clipping_apply_to_each_optimizer() -> None:
     """R59: each optimizer has its own window and is clipped by the norm of its own gradients."""
     module, twin = create(TwoPlayers)
     trainer = fit(module, batches(4), accumulate_grad_batches=2, gradient_clip_val=0.05)
-    assert 2 * EPOCHS * 2 == trainer.global_step
+    assert trainer.global_step == 2 * EPOCHS * 2
 
     optimizers = twin.configure_optimizers()
     for _ in range(EPOCHS):
@@ -162,7 +162,7 @@ def test_frequencies_are_one_unbroken_cycle_over_epochs(count: int) -> None:
     total = 6 * count
     assert ([0, 0, 1] * 10)[:total] == [step[1] for step in module.steps]
     assert total == trainer.global_step
-    assert [2, 1] == trainer.optimizer_frequencies
+    assert trainer.optimizer_frequencies == [2, 1]
 
     optimizers, schedulers = optimizers_and_schedulers(twin)
     rates = []
@@ -186,7 +186,7 @@ def test_epoch_schedulers_of_the_last_batch_s_optimizer_step() -> None:
 
     module, _ = create(Module)
     trainer = fit(module, batches(4))  # last batches 3, 7, 11 of the cycle (0, 0, 1): optimizers 0, 0, 1
-    assert [0.1 * 0.5**2, 0.2 * 0.9] == [opt.param_groups[0]["lr"] for opt in trainer.optimizers]
+    assert [opt.param_groups[0]["lr"] for opt in trainer.optimizers] == [0.1 * 0.5**2, 0.2 * 0.9]
 
 
 def test_hooks_get_the_true_index_of_the_active_optimizer() -> None:
@@ -267,7 +267,7 @@ def test_plateau_scheduler_of_an_inactive_optimizer_rests() -> None:
 
     module, _ = create(Module)
     fit(module, batches(8), max_epochs=1)
-    assert [6, 2] == [plateau.count for plateau in module.plateaus]
+    assert [plateau.count for plateau in module.plateaus] == [6, 2]
 
 
 def test_frequencies_and_windows_both_count_batches() -> None:
@@ -281,7 +281,7 @@ def test_frequencies_and_windows_both_count_batches() -> None:
     module, twin = create(Module)
     with pytest.warns(UserWarning, match="frequencies and accumulation both count batches"):
         trainer = fit(module, batches(4), accumulate_grad_batches=2)
-    assert [0, EPOCHS * 2] == [clock.attempted for clock in trainer.clocks.optimizers]
+    assert [clock.attempted for clock in trainer.clocks.optimizers] == [0, EPOCHS * 2]
     assert torch.equal(twin.A.weight, module.A.weight)
 
     _, b = (one["optimizer"] for one in twin.configure_optimizers())
@@ -312,9 +312,7 @@ def test_batch_end_gets_a_list_with_the_output_of_each_optimizer() -> None:
     outputs = Outputs()
     module, _ = create(Returning)
     fit(module, batches(3), max_epochs=1, callbacks=outputs)
-    assert [[(0, 0), (0, 1)], [(1, 1)], [(2, 0), (2, 1)]] == [
-        [out["place"] for out in seen] for seen in outputs.seen
-    ]
+    assert [[out["place"] for out in seen] for seen in outputs.seen] == [[(0, 0), (0, 1)], [(1, 1)], [(2, 0), (2, 1)]]
     assert all(not out["loss"].requires_grad for seen in outputs.seen for out in seen)
 
 
@@ -328,7 +326,7 @@ def test_epoch_end_gets_outputs_by_optimizer() -> None:
 
     module, _ = create(Module)
     fit(module, batches(3), max_epochs=1)
-    assert [[(0, 0), (2, 0)], [(0, 1), (1, 1), (2, 1)]] == module.places
+    assert module.places == [[(0, 0), (2, 0)], [(0, 1), (1, 1), (2, 1)]]
 
 
 @pytest.mark.filterwarnings("ignore:training_step returned None")
@@ -341,7 +339,7 @@ def test_epoch_end_in_the_new_format_gets_outputs_by_batch() -> None:
 
     module, _ = create(Module)
     fit(module, batches(3), max_epochs=1)
-    assert [[(0, 0), (0, 1)], [(1, 1)], [(2, 0), (2, 1)]] == module.places
+    assert module.places == [[(0, 0), (0, 1)], [(1, 1)], [(2, 0), (2, 1)]]
 
 
 def test_epoch_end_with_frequencies_gets_each_optimizer_s_own_batches() -> None:
@@ -357,8 +355,8 @@ def test_epoch_end_with_frequencies_gets_each_optimizer_s_own_batches() -> None:
     outputs = Outputs()
     module, _ = create(Module)
     fit(module, batches(5), max_epochs=1, callbacks=outputs)
-    assert [[(0, 0), (1, 0), (3, 0), (4, 0)], [(2, 1)]] == module.places
-    assert [1] * 5 == [len(seen) for seen in outputs.seen]
+    assert module.places == [[(0, 0), (1, 0), (3, 0), (4, 0)], [(2, 1)]]
+    assert [len(seen) for seen in outputs.seen] == [1] * 5
 
 
 # ---------------------------------------------------------------------------------------------- R67: logging
@@ -377,8 +375,8 @@ def test_the_same_key_from_two_passes() -> None:
 
     module, _ = create(Module)
     trainer = fit(module, batches(3), max_epochs=1)
-    assert [1.0, 11.0, 21.0] == module.by_step
-    assert 10.5 == trainer.callback_metrics["value_epoch"].item()
+    assert module.by_step == [1.0, 11.0, 21.0]
+    assert trainer.callback_metrics["value_epoch"].item() == 10.5
 
 
 def test_adam_state_of_each_optimizer_is_its_own() -> None:

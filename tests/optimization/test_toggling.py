@@ -51,13 +51,13 @@ def test_toggle_freezes_what_only_others_have(parts: Parts) -> None:
     a, b = parts.optimizers()
     toggler = Toggler([a, b])
     toggler.toggle(a)
-    assert {**START, "b": False} == parts.wants()
+    assert parts.wants() == {**START, "b": False}
     toggler.untoggle(a)
-    assert START == parts.wants()
+    assert parts.wants() == START
     toggler.toggle(b)
-    assert {**START, "a": False} == parts.wants()
+    assert parts.wants() == {**START, "a": False}
     toggler.untoggle(b)
-    assert START == parts.wants()
+    assert parts.wants() == START
 
 
 def test_toggle_takes_handles(parts: Parts) -> None:
@@ -66,9 +66,9 @@ def test_toggle_takes_handles(parts: Parts) -> None:
     handles = [LightningOptimizer(a), LightningOptimizer(b)]
     toggler = Toggler(handles)
     toggler.toggle(a)
-    assert {**START, "b": False} == parts.wants()
+    assert parts.wants() == {**START, "b": False}
     toggler.untoggle(handles[0])
-    assert START == parts.wants()
+    assert parts.wants() == START
 
 
 def test_untoggle_restores_only_the_others(parts: Parts) -> None:
@@ -80,7 +80,7 @@ def test_untoggle_restores_only_the_others(parts: Parts) -> None:
     parts.frozen.requires_grad_(True)
     parts.b.requires_grad_(True)
     toggler.untoggle(a)
-    assert {**START, "a": False, "frozen": True} == parts.wants()
+    assert parts.wants() == {**START, "a": False, "frozen": True}
 
 
 def test_untoggle_forgets(parts: Parts) -> None:
@@ -92,7 +92,7 @@ def test_untoggle_forgets(parts: Parts) -> None:
     parts.b.requires_grad_(False)
     toggler.untoggle(a)
     toggler.untoggle(b)
-    assert {**START, "b": False} == parts.wants()
+    assert parts.wants() == {**START, "b": False}
 
 
 @pytest.mark.parametrize("order", ["ab", "ba", "aa", "aba", "abab"])
@@ -109,7 +109,7 @@ def test_toggles_nest(parts: Parts, order: str) -> None:
     for name in reversed(order):
         toggler.untoggle(optimizers[name])
         assert found.pop() == parts.wants()
-    assert START == parts.wants()
+    assert parts.wants() == START
 
 
 @pytest.mark.parametrize("order", ["ab", "ba"])
@@ -122,7 +122,7 @@ def test_overlapping_toggles_lose_nothing(parts: Parts, order: str) -> None:
     toggler.untoggle(optimizers[order[0]])
     assert {**START, order[0]: False} == parts.wants()
     toggler.untoggle(optimizers[order[1]])
-    assert START == parts.wants()
+    assert parts.wants() == START
 
 
 def test_toggle_sees_parameters_that_were_added(parts: Parts) -> None:
@@ -133,9 +133,9 @@ def test_toggle_sees_parameters_that_were_added(parts: Parts) -> None:
     toggler.untoggle(a)
     b.add_param_group({"params": [parts.free]})
     toggler.toggle(a)
-    assert {**START, "b": False, "free": False} == parts.wants()
+    assert parts.wants() == {**START, "b": False, "free": False}
     toggler.untoggle(a)
-    assert START == parts.wants()
+    assert parts.wants() == START
 
 
 def test_toggle_knows_all_members_of_a_joint(parts: Parts) -> None:
@@ -144,10 +144,10 @@ def test_toggle_knows_all_members_of_a_joint(parts: Parts) -> None:
     toggler = Toggler([Joint([first, second]), SGD([parts.b], lr=0.1)])
     joint = toggler.by_index(0)
     toggler.toggle(joint)
-    assert {**START, "b": False} == parts.wants()
+    assert parts.wants() == {**START, "b": False}
     toggler.untoggle(joint)
     toggler.toggle(toggler.by_index(1))
-    assert {**START, "a": False, "shared": False} == parts.wants()
+    assert parts.wants() == {**START, "a": False, "shared": False}
 
 
 def test_an_index_that_does_not_exist_is_refused(parts: Parts) -> None:
@@ -187,8 +187,8 @@ def test_each_pass_wants_gradients_of_its_own_parameters() -> None:
     """R60, R61: in automatic mode every pass is toggled, and nothing stays frozen behind it."""
     module = Sharing()
     fit(module, batches(1), max_epochs=1)
-    assert [(0, {**START, "b": False}), (1, {**START, "a": False}), ("end", START)] == module.seen
-    assert [True, True, True, True, False] == [p.grad is not None for p in module.parts.parameters()]
+    assert module.seen == [(0, {**START, "b": False}), (1, {**START, "a": False}), ("end", START)]
+    assert [p.grad is not None for p in module.parts.parameters()] == [True, True, True, True, False]
     assert torch.equal(torch.ones(1), module.parts.free)  # it has a gradient, but no optimizer
 
 
@@ -219,7 +219,7 @@ def test_a_single_optimizer_toggles_nothing() -> None:
 
     module = Module()
     fit(module, batches(1), max_epochs=1)
-    assert [(0, START), ("end", START)] == module.seen
+    assert module.seen == [(0, START), ("end", START)]
 
 
 def test_an_exception_in_a_pass_leaves_nothing_frozen() -> None:
@@ -232,7 +232,7 @@ def test_an_exception_in_a_pass_leaves_nothing_frozen() -> None:
     module = Module()
     with pytest.raises(ZeroDivisionError):
         fit(module, batches(1), max_epochs=1)
-    assert START == module.parts.wants()
+    assert module.parts.wants() == START
 
 
 def overriding(era: str) -> type[Sharing]:
@@ -264,8 +264,8 @@ def test_overrides_of_either_era_may_call_super(era: str) -> None:
     """R60, R61: toggle_optimizer(optimizer, optimizer_idx) / untoggle_optimizer(index), and the 2.x forms."""
     module = overriding(era)()
     fit(module, batches(1), max_epochs=1)
-    assert [("toggle", 0), ("untoggle", 0), ("toggle", 1), ("untoggle", 1)] == module.calls
-    assert [(0, {**START, "b": False}), (1, {**START, "a": False}), ("end", START)] == module.seen
+    assert module.calls == [("toggle", 0), ("untoggle", 0), ("toggle", 1), ("untoggle", 1)]
+    assert module.seen == [(0, {**START, "b": False}), (1, {**START, "a": False}), ("end", START)]
 
 
 # ---------------------------------------------------------------------------------------------- manual mode
@@ -303,7 +303,7 @@ def test_toggle_and_untoggle_by_hand() -> None:
         module.untoggle_optimizer(1)
 
     module = run_manually(body)
-    assert [("a", {**START, "b": False}), ("b", {**START, "a": False}), ("end", START)] == module.seen
+    assert module.seen == [("a", {**START, "b": False}), ("b", {**START, "a": False}), ("end", START)]
 
 
 ENTER = {
@@ -338,7 +338,7 @@ def test_toggle_model_restores_after_an_exception(form: str) -> None:
             raise ZeroDivisionError
         module.note("after")
 
-    assert ("after", START) == run_manually(body).seen[0]
+    assert run_manually(body).seen[0] == ("after", START)
 
 
 @pytest.mark.parametrize("form", ENTER)
@@ -350,7 +350,7 @@ def test_toggle_model_with_a_single_optimizer_does_nothing(form: str) -> None:
             module.note("inside")
 
     module = run_manually(body, configure_optimizers=lambda self: self.parts.optimizers()[0])
-    assert ("inside", START) == module.seen[0]
+    assert module.seen[0] == ("inside", START)
 
 
 @pytest.mark.parametrize("form", ENTER)
@@ -369,7 +369,7 @@ def test_toggle_model_goes_through_the_user_s_overrides(form: str) -> None:
             calls.append("inside")
 
     run_manually(body, toggle_optimizer=toggle, untoggle_optimizer=untoggle)
-    assert ["toggle", "inside", "untoggle"] == calls
+    assert calls == ["toggle", "inside", "untoggle"]
 
 
 @pytest.mark.parametrize("form", ENTER)
@@ -410,7 +410,7 @@ def test_toggled_training_equals_the_loop_by_hand() -> None:
 
     module, twin = create(Module)
     trainer = fit(module)
-    assert 2 * EPOCHS * BATCHES == trainer.global_step
+    assert trainer.global_step == 2 * EPOCHS * BATCHES
 
     optimizers = twin.configure_optimizers()
     for _ in range(EPOCHS):

@@ -55,18 +55,18 @@ class Hook:
         self.module = module
         self.monitors = monitors
 
-    def __call__(self, *args: Any) -> Any:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call every listener in order and return what the module returned (None without a module's listener)."""
         state = self.state
         before, state.hook = state.hook, self.name
         result = None
         try:
             for listener in self.callbacks:
-                listener(*args)
+                listener(*args, **kwargs)
             if self.module is not None:
-                result = self.module(*args)
+                result = self.module(*args, **kwargs)
             for listener in self.monitors:
-                listener(*args)
+                listener(*args, **kwargs)
         finally:
             state.hook = before
         return result

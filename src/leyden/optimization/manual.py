@@ -14,13 +14,13 @@ from typing import Any, NamedTuple, final
 import torch
 from torch import Tensor
 
-from leyden.errors import InvalidValueError, MisconfigurationException
+from leyden.errors import InvalidValueError, MisconfigurationException, OrderError
 from leyden.hooks.dispatch import RunState
 from leyden.optimization.automatic import Calls
 from leyden.optimization.bare import backward, drop_gradients
 from leyden.optimization.clocks import Clocks
 from leyden.optimization.gradients import scale_gradients
-from leyden.optimization.turns import Turns
+from leyden.optimization.turns import Turn, Turns
 from leyden.optimization.update import Updates
 from leyden.optimization.window import Weight, Window
 from leyden.precision.base import Precision
@@ -77,6 +77,8 @@ class ManualOptimization:
         self._batches_left = batches_left
         self._open_window: Window | None = None
         self._weight: Weight | None = None
+        self._is_counted = False  # whether the micro-batch of the open window has had a loss
+        self._last_batch: dict[int, int] = {}  # by optimizer: the batch that `accumulate` was called on last
 
     def run(self, batch: Any, batch_idx: int, window: Any, size: int, closes: bool) -> dict[str, Any]:
         """Run ``training_step``; what windows there are is the user's affair.
@@ -96,6 +98,8 @@ class ManualOptimization:
     def step(self, index: int, closure: Callable[[], Any] | None, **kwargs: Any) -> Any:
         """``optimizer.step()`` as the user calls it; counts for ``global_step``."""
         turn = self.turns[index]
+        if turn.window.id is not None:
+            self._close(turn.window, "step")
         evaluations = 0
 
         def evaluate() -> Any:
@@ -118,7 +122,7 @@ class ManualOptimization:
         for turn in self.turns:
             turn.is_fresh = True
         if self._open_window is not None:
-            loss = self._open_window.share(loss, self._weight)
+            loss = self._share(self._open_window, loss)
         if scale is not None:
             scale.update()
             loss = scale.scale(loss)
@@ -144,33 +148,88 @@ class ManualOptimization:
                 code="accumulate-batches",
             )
         turns = [self.turns[self.turns.index_of(optimizer)] for optimizer in optimizers]
-        first = turns[0].window
-        opens = first.id is None
+        self._check_window(turns, batches)
+        window = turns[0].window
+        opens = window.id is None
         if opens:
-            first.begin(0, int(min(batches, self._batches_left())))
+            window = Window()
+            window.begin(0, int(min(batches, self._batches_left())))
             for turn in turns:
+                turn.window = window
                 (drop_gradients if turn.contract.stock_zero_grad else _zero_grad)(turn.optimizer)
-        first.id += 1
-        closes = first.id >= first.size or self._batches_left() <= 1
-        self._open_window, self._weight = first, weight
+        window.id += 1
+        closes = self._is_complete(window)
+        self._open_window, self._weight, self._is_counted = window, weight, False
         try:
             with ExitStack() as stack:
                 if not closes and self._no_sync is not None:
                     stack.enter_context(self._no_sync())
-                yield Place(opens, closes, first.size)
+                yield Place(opens, closes, window.size)
         finally:
             self._open_window, self._weight = None, None
-        if closes:
-            correction = first.correction()
-            if correction is not None:
-                for turn in turns:
-                    scale_gradients(turn.optimizer, correction)
-            first.id = None
-            first.restart()
+        if closes and window.id is not None:
+            self._close(window, "accumulate")
+
+    def _check_window(self, turns: Sequence[Turn], batches: int) -> None:
+        """Refuse what would make a window of another size than the user thinks."""
+        if not turns:
+            raise InvalidValueError("accumulate([]) names no optimizer; pass one or a list", code="accumulate-nothing")
+        is_other = any(turn.window.id is not None and self._sharing(turn.window) != set(turns) for turn in turns)
+        if is_other or self._open_window is not None:
+            raise OrderError(
+                "accumulate was called inside of another accumulate, or while one of its optimizers is in a window "
+                "with others; pass optimizers that share a window as one list: self.accumulate([a, b], n)",
+                code="accumulate-overlap",
+            )
+        now = self._clocks.micro_batches
+        if batches > 1 and any(self._last_batch.get(turn.index) == now for turn in turns):
+            raise OrderError(
+                "accumulate was called twice for one optimizer on one batch, but it counts batches to know where an "
+                "epoch's last window ends. Call it once per training_step; to split a batch, divide the losses by "
+                "hand and step after the last part",
+                code="accumulate-twice",
+            )
+        self._last_batch.update({turn.index: now for turn in turns})
+
+    def _share(self, window: Window, loss: Tensor) -> Tensor:
+        """The share of a loss in the open window; a micro-batch counts once, however many losses it has."""
+        counted = window.losses, window.total
+        share = window.share(loss, self._weight)
+        if self._is_counted:
+            window.losses, window.total = counted
+        self._is_counted = True
+        return share
+
+    def _sharing(self, window: Window) -> set[Turn]:
+        return {turn for turn in self.turns if turn.window is window}
+
+    def _is_complete(self, window: Window) -> bool:
+        return bool(window.id >= window.size or self._batches_left() <= 1)
+
+    def _close(self, window: Window, caller: str) -> None:
+        """Bring the gradients of a complete window to their mean, when it ends or when they are used before."""
+        if not self._is_complete(window):
+            raise OrderError(
+                f"{caller} was called on an optimizer in the middle of its window, after {window.id} of "
+                f"{window.size} micro-batches; call it only `if window.closes`, the value of "
+                "`with self.accumulate(...) as window`",
+                code="accumulate-open",
+            )
+        correction = window.correction()
+        if correction is not None:
+            for turn in self._sharing(window):
+                scale_gradients(turn.optimizer, correction)
+        window.id = None
+        window.restart()
 
     def make_clippable(self, optimizer: Any) -> None:
-        """Unscale the gradients of an optimizer before the user clips them; its step does not unscale again."""
-        self._updates.unscale(self.turns[self.turns.index_of(optimizer)])
+        """Make the gradients of an optimizer what they will be in its step, before the user clips them."""
+        turn = self.turns.find(optimizer)
+        if turn is None:  # one that configure_optimizers did not return: neither scaled nor in a window
+            return
+        if turn.window.id is not None:
+            self._close(turn.window, "clip_gradients")
+        self._updates.unscale(turn)
 
     def end_batch(self, closes: bool) -> None:
         """Let the verdicts of this batch change the loss scale."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, cast
 
@@ -117,6 +117,16 @@ def is_handle(value: Any) -> bool:
 def unwrap(optimizer: Any) -> Any:
     """The optimizer behind a handle; anything else is returned unchanged."""
     return optimizer.optimizer if is_handle(optimizer) else optimizer
+
+
+def find_handles(returned: Any) -> dict[int, LightningOptimizer]:
+    """The handles in what ``configure_optimizers`` returned, by the identity of their optimizers."""
+    if is_handle(returned):
+        return {id(returned.optimizer): returned}
+    items = returned.values() if isinstance(returned, Mapping) else returned
+    if not isinstance(returned, list | tuple | Mapping):
+        return {}
+    return {key: handle for item in items for key, handle in find_handles(item).items()}
 
 
 class NoOptimizer(Optimizer):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -130,6 +130,14 @@ def build_plan(
         gradient_clip_val=gradient_clip_val,
         gradient_clip_algorithm=gradient_clip_algorithm,
     )
+
+
+def with_optimizers(plan: Plan, optimizers: Sequence[Any], module: nn.Module) -> Plan:
+    """The same plan for other optimizers, as assigned to ``trainer.optimizers`` in the middle of a run."""
+    raw = tuple(unwrap(optimizer) for optimizer in optimizers)
+    names, coverage = _names(raw, module)
+    frequencies = plan.frequencies if len(raw) == len(plan.optimizers) else ()
+    return replace(plan, optimizers=raw, names=names, coverage=coverage, frequencies=frequencies)
 
 
 class _Parsed(NamedTuple):

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from typing import Any
 
+from leyden.errors import MisconfigurationException
 from leyden.optimization.clocks import UpdateClock
 from leyden.optimization.contract import Contract, contract_of
 from leyden.optimization.joint import members_of
@@ -109,8 +110,24 @@ class Turns(Sequence[Turn]):
         return [self._turns[next(i for i, end in enumerate(self._ends) if place < end)]]
 
     def index_of(self, optimizer: Any) -> int:
-        """Position of an optimizer, of its handle, or of the Joint that has it as a member."""
-        return self._index[id(unwrap(optimizer))]
+        """Position of an optimizer, of its handle, or of the Joint that has it as a member.
+
+        Raises:
+            MisconfigurationException: the run does not know it.
+        """
+        turn = self.find(optimizer)
+        if turn is None:
+            raise MisconfigurationException(
+                f"{type(unwrap(optimizer)).__name__} is none of the optimizers that configure_optimizers returned; "
+                "take it from self.optimizers()",
+                code="optimizer-unknown",
+            )
+        return turn.index
+
+    def find(self, optimizer: Any) -> Turn | None:
+        """The turn of an optimizer, of its handle, or of the Joint that has it as a member; None if there is none."""
+        index = self._index.get(id(unwrap(optimizer)))
+        return None if index is None else self._turns[index]
 
     def active(self) -> tuple[Any, int | None]:
         """The optimizer whose turn it is and its index; ``(None, None)`` in manual mode."""
