@@ -249,15 +249,19 @@ def _each_member(hook: Callable[..., Any], optimizer: Any, value: float | None, 
 
 
 def _norm_logger(norm_type: float | None, state: RunState, count: int) -> Callable[[Turn], None] | None:
-    """Logs the norm of an update's gradients before they are clipped."""
+    """Logs the norms of an update's gradients before they are clipped: one for whatever is clipped by itself.
+
+    The keys end with the label that the optimizer has in the plan's table, unless there is only one.
+    """
     if norm_type is None:
         return None
 
     def log_norm(turn: Turn) -> None:
-        suffix = f"/{turn.index}" if count > 1 else ""
+        members = members_of(turn.optimizer)
         before, state.hook = state.hook, "on_before_optimizer_step"
-        norm = total_norm(turn.optimizer, norm_type)
-        state.results.log(state.hook, f"grad_{norm_type}_norm_total{suffix}", norm)
+        for place, member in enumerate(members):
+            label = f"/{turn.index}.{place}" if len(members) > 1 else f"/{turn.index}" if count > 1 else ""
+            state.results.log(state.hook, f"grad_{norm_type}_norm_total{label}", total_norm(member, norm_type))
         state.hook = before
 
     return log_norm
@@ -335,7 +339,7 @@ def check_manual(plan: Plan, accumulation: Any) -> None:
     """
     if plan.automatic:
         return
-    if plan.gradient_clip_val:
+    if plan.gradient_clip_val is not None and plan.gradient_clip_val > 0:
         raise MisconfigurationException(
             f"Trainer(gradient_clip_val={plan.gradient_clip_val}) does nothing in manual optimization; call "
             "self.clip_gradients(optimizer, ...) between backward and step",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from leyden.hooks.dialects import also_first_era
+
 if TYPE_CHECKING:
     from leyden.module import LightningModule
     from leyden.trainer import Trainer
@@ -26,9 +28,11 @@ class Callback:
         """Key of this callback's state in a checkpoint; make it unique if several of one class are used."""
         return type(self).__qualname__
 
+    @also_first_era
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Before fit, validate, test or predict; ``stage`` says which."""
 
+    @also_first_era
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """At the very end of fit, validate, test or predict."""
 
@@ -56,9 +60,11 @@ class Callback:
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """After the last batch of an epoch and its validation; epoch values are in ``trainer.callback_metrics``."""
 
+    @also_first_era
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Before a training batch; it is on the device already."""
 
+    @also_first_era
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -129,6 +135,7 @@ class Callback:
     def on_predict_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Before the first batch of a prediction."""
 
+    @also_first_era
     def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """After the last batch of a prediction."""
 
@@ -157,6 +164,7 @@ class Callback:
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """After backward; under float16 gradients are still scaled."""
 
+    @also_first_era
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         """Before an update: gradients are complete, unscaled, not yet clipped."""
 

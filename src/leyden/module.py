@@ -263,16 +263,17 @@ class LightningModule(ModuleHooks):
         """Run backward; override it to do so in a way of your own. 1.x passes optimizer and index behind the loss."""
         if args and (hasattr(args[0], "param_groups") or _is_none_and_index(args)):
             args = args[2:]
+        kwargs = {name: value for name, value in kwargs.items() if name not in ("optimizer", "optimizer_idx")}
         loss.backward(*args, **kwargs)  # type: ignore[no-untyped-call]
 
     def toggle_optimizer(self, optimizer: Any, optimizer_idx: int | None = None) -> None:
         """Let only the parameters of ``optimizer`` require gradients, until ``untoggle_optimizer``."""
         self.trainer._toggler.toggle(optimizer)
 
-    def untoggle_optimizer(self, optimizer: Any) -> None:
+    def untoggle_optimizer(self, optimizer: Any = None, optimizer_idx: int | None = None) -> None:
         """Undo ``toggle_optimizer``; 1.x passes the optimizer's index."""
-        toggler = self.trainer._toggler
-        toggler.untoggle(toggler.by_index(optimizer) if isinstance(optimizer, int) else optimizer)
+        toggler, index = self.trainer._toggler, optimizer if isinstance(optimizer, int) else optimizer_idx
+        toggler.untoggle(optimizer if index is None else toggler.by_index(index))
 
     @contextmanager
     def toggle_model(self, optimizer: Any, sync_grad: bool = True) -> Iterator[None]:
@@ -330,54 +331,53 @@ class LightningModule(ModuleHooks):
         if not complete:
             value = _agreed("gradient_clip_val", value, trainer.gradient_clip_val)
             algorithm = _agreed("gradient_clip_algorithm", algorithm, trainer.gradient_clip_algorithm)
-        if not self.automatic_optimization and trainer._optimization is not None:
+        if trainer._optimization is not None:
             trainer._optimization.make_clippable(optimizer)
         clip(unwrap(optimizer), value, algorithm)
 
     def configure_gradient_clipping(
-        self, optimizer: Any, *args: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
+        self,
+        optimizer: Any,
+        *args: Any,
+        optimizer_idx: int | None = None,
+        gradient_clip_val: Any = _UNSET,
+        gradient_clip_algorithm: Any = None,
     ) -> None:
-        """Clip before an update; override it to clip in a way of your own. 1.x passes the index behind the optimizer.
+        """Clip before an update; override it to clip in a way of your own.
 
         Called in automatic optimization for every update, for a Joint once per member, also if nothing is to be
-        clipped: then both values are None.
+        clipped: then both values are None. 2.x passes value and algorithm behind the optimizer, 1.x its index first.
         """
-        by_keyword = len(args) == 1 and isinstance(args[0], int) and gradient_clip_val is not None
-        if len(args) == 3 or by_keyword or (len(args) == 2 and not isinstance(args[1], str | None)):
-            args = args[1:]
-        if args:
-            gradient_clip_val = args[0]
-        if len(args) > 1:
-            gradient_clip_algorithm = args[1]
-        self.clip_gradients(
-            optimizer, gradient_clip_val=gradient_clip_val, gradient_clip_algorithm=gradient_clip_algorithm
-        )
+        values = list(args)
+        if gradient_clip_val is not _UNSET:
+            values = [gradient_clip_val]
+        elif len(values) == 3 or (len(values) == 2 and isinstance(values[1], int | float)):
+            values = values[1:]
+        value = values[0] if values else None
+        algorithm = values[1] if len(values) > 1 else gradient_clip_algorithm
+        self.clip_gradients(optimizer, gradient_clip_val=value, gradient_clip_algorithm=algorithm)
 
-    def optimizer_step(
-        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None, *args: Any, **kwargs: Any
-    ) -> None:
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, *args: Any, **kwargs: Any) -> None:
         """Update: ``optimizer.step(closure=optimizer_closure)``; override it to do so in a way of your own.
 
         Args:
             epoch: index of the epoch.
             batch_idx: index of the batch in it.
             optimizer: the handle.
-            optimizer_closure: training_step, zero_grad and backward; must be called. 1.x passes the optimizer's index
-                before it, and flags behind it.
-            *args: what 1.x passes more.
-            **kwargs: what 1.x passes more.
+            *args: ``optimizer_closure``, which runs training_step, zero_grad and backward, and must be called. 1.x
+                passes the optimizer's index before it, and flags behind it.
+            **kwargs: the same by name.
         """
-        if isinstance(optimizer_closure, int):
-            optimizer_closure = args[0] if args else kwargs.get("optimizer_closure")
-        optimizer.step(closure=optimizer_closure)
+        closure = kwargs.get("optimizer_closure") or next((value for value in args if callable(value)), None)
+        optimizer.step(closure=closure)
 
-    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Any, *args: Any) -> None:
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Any, *args: Any, **kwargs: Any) -> None:
         """Clear gradients: ``optimizer.zero_grad()``; override it to do so in a way of your own."""
         optimizer.zero_grad()
 
-    def lr_scheduler_step(self, scheduler: Any, *args: Any) -> None:
+    def lr_scheduler_step(self, scheduler: Any, *args: Any, **kwargs: Any) -> None:
         """Step a scheduler, with ``metric`` if it wants one. 1.x passes the optimizer's index before the metric."""
-        default_lr_scheduler_step(scheduler, args[-1] if args else None)
+        default_lr_scheduler_step(scheduler, args[-1] if args else kwargs.get("metric"))
 
     # -- weights --------------------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from leyden.errors import MisconfigurationException
+from leyden.hooks.dialects import also_first_era
 from leyden.hparams import HyperparametersMixin
 from leyden.tree import move_to_device
 
@@ -45,7 +46,7 @@ class ModuleHooks(HyperparametersMixin, nn.Module):
 
     def configure_optimizers(self) -> Any:
         """Return the optimizers and schedulers of a fit; None trains without one."""
-        return None
+        raise _not_overridden(self, "configure_optimizers")
 
     def configure_callbacks(self) -> Any:
         """Return callbacks that the module brings along: one or a list."""
@@ -92,9 +93,11 @@ class ModuleHooks(HyperparametersMixin, nn.Module):
 
     # -- the run --------------------------------------------------------------------------------------------------
 
+    @also_first_era
     def setup(self, stage: str) -> None:
         """Before fit, validate, test or predict; ``stage`` says which."""
 
+    @also_first_era
     def teardown(self, stage: str) -> None:
         """At the very end of fit, validate, test or predict."""
 
@@ -116,10 +119,12 @@ class ModuleHooks(HyperparametersMixin, nn.Module):
     def on_train_epoch_end(self) -> None:
         """After the last batch of an epoch and its validation."""
 
+    @also_first_era
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
         """Before a training batch; returning -1 skips the rest of the epoch."""
         return None
 
+    @also_first_era
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """After a training batch, its updates and its schedulers, before its validation."""
 
@@ -188,6 +193,7 @@ class ModuleHooks(HyperparametersMixin, nn.Module):
     def on_predict_epoch_start(self) -> None:
         """Before the first batch of a prediction."""
 
+    @also_first_era
     def on_predict_epoch_end(self) -> None:
         """After the last batch of a prediction; 1.x takes ``results``."""
 
@@ -216,6 +222,7 @@ class ModuleHooks(HyperparametersMixin, nn.Module):
     def on_after_backward(self) -> None:
         """After backward; under float16 gradients are still scaled."""
 
+    @also_first_era
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         """Before an update: gradients are complete, unscaled, not yet clipped."""
 

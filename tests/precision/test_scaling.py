@@ -807,6 +807,21 @@ def assert_equal_states(left: Any, right: Any) -> None:
 
 
 @modes
+def test_an_update_is_undone_also_behind_one_that_evaluated_once(module_class: Any) -> None:
+    """V7: LBFGS stops after one evaluation where the gradient is 0, and evaluates several times on the next batch."""
+
+    class Model(Falling if module_class is Parabola else FallingByHand):  # type: ignore[misc]
+        bad = 3
+        make = staticmethod(small_lbfgs)
+
+    module = Model()
+    trainer = fit_half(module, given(0.0, 3.0))
+    assert module.evaluations == 3
+    assert trainer.clocks.optimizers[0].skipped == NON_FINITE
+    assert module.weight.item() == 0.0
+
+
+@modes
 def test_an_undone_update_keeps_the_optimizers_own_objects(module_class: Any) -> None:
     """V7: groups and state are restored in place: whoever holds a group still changes the optimizer's rate."""
     module = module_class()
@@ -833,6 +848,7 @@ def test_state_of_another_type_than_its_parameter_survives_an_undone_update(modu
             self.state[parameter].setdefault("average", torch.tensor([1 / 3], dtype=torch.float64))
             closure()
             self.state[parameter]["average"].mul_(0.5)
+            closure()
             return super().step()
 
     module = module_class()

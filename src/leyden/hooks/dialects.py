@@ -15,15 +15,29 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from leyden.errors import MisconfigurationException
 
 Method = Callable[..., Any]
+Hook = TypeVar("Hook", bound=Method)
 
 FIRST_ERA_NAMES = frozenset(
     {"optimizer_idx", "opt_idx", "on_tpu", "using_native_amp", "using_lbfgs", "hiddens", "callback_state", "unused"}
 )
+
+
+def also_first_era(hook: Hook) -> Hook:
+    """Mark an empty hook of a base class: it takes what 1.x passed as well, because overrides hand it to ``super()``.
+
+    Type checkers and ``inspect.signature`` go on seeing the 2.x form, which is how the hook is called.
+    """
+
+    @functools.wraps(hook)
+    def take_anything(*args: Any, **kwargs: Any) -> None:
+        return None
+
+    return take_anything  # type: ignore[return-value]
 
 
 class Turns(Protocol):

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, final
 import torch
 from torch import Tensor
 
-from leyden.errors import MisconfigurationException, warn
+from leyden.errors import MisconfigurationException, OrderError, warn
 from leyden.hooks.dispatch import Hook, RunState
 from leyden.optimization.bare import backward, drop_gradients
 from leyden.optimization.clocks import Clocks
@@ -101,6 +101,7 @@ class AutomaticOptimization:
         self._loss_scale = loss_scale
         self._no_sync = no_sync
         self.output_indices: list[int] = []
+        self._closes = True
         self._zero_grads = {turn.index: _zero_grad(turn, calls) for turn in turns}
         for turn in turns:
             once = turn.contract.evaluates_once and calls.optimizer_step is None
@@ -130,6 +131,7 @@ class AutomaticOptimization:
     ) -> dict[str, Any]:
         """The part of one optimizer in one batch; returns ``{"loss", **extras}``, or an empty dict."""
         self.turns.current = turn
+        self._closes = closes
         window = turn.window
         opens = window.id != window_id
         if opens:
@@ -214,6 +216,23 @@ class AutomaticOptimization:
             clock.applied += 1
         else:
             clock.skip(turn.skipped)
+
+    def make_clippable(self, optimizer: Any) -> None:
+        """Make the gradients of an optimizer what they will be in its step, before a user's hook clips them.
+
+        Raises:
+            OrderError: under loss scaling in the middle of a window, whose gradients are not complete.
+        """
+        turn = self.turns.find(optimizer)
+        if turn is None or self._loss_scale is None:
+            return
+        if not self._closes:
+            raise OrderError(
+                "clip_gradients was called in the middle of an accumulation window, where gradients still carry the "
+                "loss scale; clip in configure_gradient_clipping, which is called when they are complete",
+                code="clip-mid-window",
+            )
+        self._updates.unscale(turn)
 
     def end_batch(self, closes: bool) -> None:
         """Let the verdicts of a window change the loss scale, once for all optimizers."""

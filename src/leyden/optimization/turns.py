@@ -28,7 +28,6 @@ class Turn:
         is_fresh: whether there are gradients that have not been made ready for a step.
         is_finite: what unscaling found; True where nothing is scaled.
         skipped: why the last update moved nothing, or None if it was applied.
-        reevaluates: whether the optimizer may evaluate its closure more than once in an update.
         keeps_batches: whether the window keeps its batches, because the closure may be evaluated again.
         wants_value: whether anybody reads the closure's value.
     """
@@ -43,7 +42,6 @@ class Turn:
         "is_fresh",
         "keeps_batches",
         "optimizer",
-        "reevaluates",
         "skipped",
         "wants_value",
         "window",
@@ -60,7 +58,6 @@ class Turn:
         self.is_fresh = False
         self.is_finite = True
         self.skipped: str | None = None
-        self.reevaluates = True
         self.keeps_batches = False
         self.wants_value = True
 

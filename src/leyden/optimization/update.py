@@ -13,6 +13,7 @@ import torch
 
 from leyden.hooks.dispatch import Hook
 from leyden.optimization.gradients import scale_gradients
+from leyden.optimization.joint import members_of
 from leyden.optimization.optimizer import parameters_of
 from leyden.optimization.turns import Turn, Turns
 from leyden.precision.scaling import LossScale
@@ -85,22 +86,26 @@ class Updates:
 
     def make_ready(self, turn: Turn) -> None:
         """Bring the gradients of a turn into the state in which hooks, clipping and the step want them."""
-        optimizer = turn.optimizer
         if turn.is_fresh:
-            turn.is_fresh = False
-            correction = turn.window.correction()
-            if correction is not None:
-                scale_gradients(optimizer, correction)
-            if self._reduce is not None:
-                self._reduce(parameters_of(optimizer))
+            self.complete(turn)
         if self._loss_scale is not None:
             self.unscale(turn)
+        optimizer = turn.optimizer
         if self._before_step is not None:
             self._before_step(optimizer)
         if self._measure is not None:
             self._measure(turn)
         if self._clip is not None:
             self._clip(optimizer)
+
+    def complete(self, turn: Turn) -> None:
+        """Make the accumulated gradients those of the whole window, over all processes."""
+        turn.is_fresh = False
+        correction = turn.window.correction()
+        if correction is not None:
+            scale_gradients(turn.optimizer, correction)
+        if self._reduce is not None:
+            self._reduce(parameters_of(turn.optimizer))
 
     def unscale(self, turn: Turn) -> None:
         """Unscale the gradients of a turn, once for each time that they were made."""
@@ -120,15 +125,11 @@ class Updates:
     def _perform_scaled(self, turn: Turn, closure: Callable[[], Any], **kwargs: Any) -> Any:
         """An update whose optimizer evaluates the closure by itself, with gradients unscaled inside of it.
 
-        An evaluation that is not finite ends the update; parameters and state are what they were before it. An
-        optimizer that evaluates once has moved nothing by then, so it is copied only until that is known.
+        An evaluation that is not finite ends the update; parameters and state are what they were before it.
         """
-        snapshot = Snapshot(turn.optimizer) if turn.reevaluates else None
-        evaluations = 0
+        snapshot = Snapshot(turn.optimizer)
 
         def evaluate() -> Any:
-            nonlocal evaluations
-            evaluations += 1
             value = closure()
             self.make_ready(turn)
             if not self._may_step(turn):
@@ -136,13 +137,10 @@ class Updates:
             return value
 
         try:
-            value = turn.optimizer.step(closure=evaluate, **kwargs)
+            return turn.optimizer.step(closure=evaluate, **kwargs)
         except _UpdateSkipped:
-            if snapshot is not None:
-                snapshot.restore()
+            snapshot.restore()
             return None
-        turn.reevaluates = evaluations > 1
-        return value
 
 
 class _UpdateSkipped(Exception):
@@ -150,16 +148,27 @@ class _UpdateSkipped(Exception):
 
 
 class Snapshot:
-    """Parameters and state of an optimizer, to be restored after an update that must not count."""
+    """Parameters and state of an optimizer, to be restored after an update that must not count.
+
+    State is put back into the optimizer's own dicts: ``load_state_dict`` would make new ones and change types.
+    """
 
     def __init__(self, optimizer: Any) -> None:
-        self._optimizer = optimizer
+        self._members = members_of(optimizer)
         self._values = [(p, p.detach().clone()) for p in parameters_of(optimizer)]
-        self._state = copy.deepcopy(optimizer.state_dict())
+        self._states = [{key: copy.deepcopy(value) for key, value in m.state.items()} for m in self._members]
+        self._settings = [
+            [{key: copy.deepcopy(value) for key, value in group.items() if key != "params"} for group in m.param_groups]
+            for m in self._members
+        ]
 
     @torch.no_grad()
     def restore(self) -> None:
         """Bring everything back."""
         for parameter, value in self._values:
             parameter.copy_(value)
-        self._optimizer.load_state_dict(self._state)
+        for member, state, settings in zip(self._members, self._states, self._settings, strict=True):
+            member.state.clear()
+            member.state.update(state)
+            for group, values in zip(member.param_groups, settings, strict=True):
+                group.update(values)

@@ -49,10 +49,12 @@ class LossScale:
             Whether all of them are finite. This reads one number from the device, as torch's scaler does at its step.
         """
         scaler = self.scaler
+        self._still_scaled.pop(id(optimizer), None)
+        if not scaler.is_enabled():  # torch's way to switch scaling off; such a scaler has no state either
+            return True
         # A closure is evaluated several times within one update; torch would refuse the second unscale_.
         scaler._per_optimizer_states.pop(id(optimizer), None)
         scaler.unscale_(optimizer)
-        self._still_scaled.pop(id(optimizer), None)
         found = scaler._found_inf_per_device(optimizer).values()
         if found:
             self.pending = True
