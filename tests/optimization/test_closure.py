@@ -632,7 +632,7 @@ def test_an_optimizer_that_ignores_the_closure_is_refused() -> None:
 
 
 def test_calling_the_closure_alone_runs_backward_without_an_update() -> None:
-    """R55: the closure without a step is legal: forward, zero_grad, backward; the hook counts as a step all the same."""
+    """R55: the closure without a step is legal: forward, zero_grad, backward; the hook still counts as a step."""
 
     class Module(Watched):
         def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any) -> None:

@@ -549,7 +549,7 @@ def name_a_stranger(self: Any, batch: Any, batch_idx: int) -> None:
         (
             step_anyway,
             "accumulate-open",
-            "step was called .* after 1 of 2 micro-batches; call it only `if window.closes`",
+            "step was called .* after 1 of 2 micro-batches; call it only `if window.clo",
         ),
         (step_inside, "accumulate-open", "step was called .* in the middle of its window"),
         (clip_anyway, "accumulate-open", "clip_gradients was called .* in the middle of its window"),

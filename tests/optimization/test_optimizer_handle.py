@@ -67,7 +67,7 @@ def raw() -> SGD:
 
 
 def test_a_handle_is_an_instance_of_the_optimizer_s_class(raw: SGD) -> None:
-    """R68: isinstance holds for the raw class, Optimizer and LightningOptimizer; the class is "Lightning" + its name."""
+    """R68: isinstance holds for the raw class, Optimizer and LightningOptimizer; the name is "Lightning" + its."""
     handle = LightningOptimizer(raw)
     assert isinstance(handle, SGD) and isinstance(handle, Optimizer) and isinstance(handle, LightningOptimizer)
     assert not isinstance(handle, Adam)

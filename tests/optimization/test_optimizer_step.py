@@ -123,7 +123,7 @@ def test_never_called_in_manual_mode() -> None:
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_flags_of_the_first_era(precision: str) -> None:
-    """R74: on_tpu is False, using_native_amp says whether mixed precision is active, using_lbfgs whether it is LBFGS."""
+    """R74: on_tpu False, using_native_amp whether mixed precision is active, using_lbfgs whether it is LBFGS."""
     module, _ = create(FirstEra)
     fit(module, batches(1), max_epochs=1, precision=precision)
     assert [(0, False, precision == "bf16-mixed", False)] == module.calls

@@ -77,6 +77,7 @@ class ManualOptimization:
         self._batches_left = batches_left
         self._open_window: Window | None = None
         self._weight: Weight | None = None
+        self._judged: list[Turn] = []
         self._is_counted = False  # whether the micro-batch of the open window has had a loss
         self._last_batch: dict[int, int] = {}  # by optimizer: the batch that `accumulate` was called on last
 
@@ -114,6 +115,8 @@ class ManualOptimization:
                 self._updates.make_ready(turn)
         self._clocks.global_step += 1
         turn.clock.tick(turn.skipped)
+        if not turn.is_finite:
+            self._judged.append(turn)
         return value
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
@@ -235,6 +238,8 @@ class ManualOptimization:
         """Let the verdicts of this batch change the loss scale."""
         if self._precision.loss_scale is not None:
             self._precision.loss_scale.update()
+        while self._judged:  # a verdict is over with its batch; gradients set by hand later have their own
+            self._judged.pop().is_finite = True
 
     def _outside_step(self) -> AbstractContextManager[None]:
         """Leave autocast, which surrounds ``training_step`` but must not reach backward or the optimizer."""
