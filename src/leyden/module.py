@@ -14,6 +14,7 @@ from leyden.module_hooks import ModuleHooks
 from leyden.optimization.gradients import check_clip_value, clip, clip_algorithm
 from leyden.optimization.optimizer import unwrap
 from leyden.optimization.schedulers import default_lr_scheduler_step
+from leyden.tree import map_tensors
 
 if TYPE_CHECKING:
     from leyden.optimization.manual import Place
@@ -186,8 +187,6 @@ class LightningModule(ModuleHooks):
 
     def all_gather(self, data: Any, group: Any = None, sync_grads: bool = False) -> Any:
         """Tensors of all processes, stacked along a new first dimension where there are several."""
-        from leyden.tree import map_tensors
-
         strategy = self.trainer.strategy
         return map_tensors(lambda tensor: strategy.all_gather(tensor, group, sync_grads), data)
 

@@ -50,7 +50,7 @@ def shown(value: Any) -> str:
         return "module"
     if callable(value) and not isinstance(value, Optimizer):
         return "closure"
-    return str(value.__class__.__name__)
+    return str(value.__class__.__name__).replace("_MockOptimizer", "NoOptimizer")
 
 
 def recording(base: type, names: set[str], note: Callable[..., None]) -> type:
@@ -123,9 +123,10 @@ class Run:
         self.module = recording(build_module(library, case.get("methods", {})), MODULE, self._note_of(""))()
         callback = recording(library.Callback, CALLBACK, self._note_of("cb."))()
         self.trainer = library.Trainer(callbacks=[callback], **{**QUIET, **case.get("trainer", {})})
-        data = {}
+        data: dict[str, Any] = {}
         if case.get("datamodule"):
-            base = type("Data", (library.LightningDataModule,), {"train_dataloader": lambda self: loader(2)})
+            loaders = {f"{name}_dataloader": lambda self: loader(2) for name in ("train", "val")}
+            base = type("Data", (library.LightningDataModule,), loaders)
             data["datamodule"] = recording(base, DATAMODULE, self._note_of("dm."))()
         stage = case.get("stage", "fit")
         if stage in ("validate", "test"):
@@ -212,9 +213,12 @@ CASES: dict[str, dict[str, Any]] = {
     "no optimizer": {"methods": {"configure_optimizers": lambda self: None}},
     "no loader's length": {"methods": {"train_dataloader": lambda self: Unsized(loader(3))}},
     "a step returns None": {
-        "methods": {"training_step": lambda self, batch, batch_idx: self(batch) if batch_idx != 1 else None}
+        "methods": {
+            "training_step": lambda self, batch, batch_idx: self(batch) if batch_idx != 1 else None,
+            "configure_optimizers": lambda self: SGD(self.parameters(), lr=0.5),  # V4: schedulers rest then
+        }
     },
-    "an empty batch": {"methods": {"train_dataloader": lambda self: [torch.ones(1), None, torch.ones(1)]}},
+    "an empty batch": {"methods": {"train_dataloader": lambda self: Unsized([*loader(2), None, *loader(1)])}},
     "an epoch is left": {"methods": {"on_train_batch_start": start_that_leaves}, "trainer": {"max_epochs": 2}},
     "should_stop": {"methods": {"on_train_batch_end": end_that_stops}, "trainer": {"max_epochs": 3}},
     "an exception": {"methods": {"training_step": lambda self, batch, batch_idx: 1 / 0}},

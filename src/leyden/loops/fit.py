@@ -157,16 +157,18 @@ class FitLoop:
     def run(self, parts: FitParts) -> None:
         """Run epochs until a limit is reached."""
         hooks = parts.hooks
-        if parts.switch is not None:
-            parts.switch("train")
-        if hooks.on_train_start is not None:
-            hooks.on_train_start()
-        while not self.is_over(parts.state):
-            self._start_epoch(parts)
-            is_complete = self.run_epoch(parts)
-            self._end_epoch(parts, is_complete)
-        if parts.switch is not None:
-            parts.switch("eval")
+        try:
+            if parts.switch is not None:
+                parts.switch("train")
+            if hooks.on_train_start is not None:
+                hooks.on_train_start()
+            while not self.is_over(parts.state):
+                self._start_epoch(parts)
+                is_complete = self.run_epoch(parts)
+                self._end_epoch(parts, is_complete)
+        finally:
+            if parts.switch is not None:
+                parts.switch("eval")
         if hooks.on_train_end is not None:
             hooks.on_train_end()
 

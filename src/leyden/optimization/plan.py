@@ -19,6 +19,7 @@ from leyden.errors import (
 )
 from leyden.optimization.joint import Joint, members_of
 from leyden.optimization.optimizer import NoOptimizer, is_handle, parameters_of, unwrap
+from leyden.optimization.plan_table import plan_table
 from leyden.optimization.schedulers import LRSchedulerConfig, is_plateau
 
 _FORMS = """configure_optimizers may return
@@ -79,8 +80,6 @@ class Plan:
     gradient_clip_algorithm: str | None = None
 
     def __str__(self) -> str:
-        from leyden.optimization.plan_table import plan_table
-
         return plan_table(self)
 
 
