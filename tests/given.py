@@ -93,5 +93,5 @@ def fit(module: LightningModule, data: Any, **arguments: Any) -> Trainer:
 def seeded(build: Callable[[], Any], seed: int = 1) -> Any:
     """What ``build`` makes from a seeded generator, leaving the global one as it was."""
     with torch.random.fork_rng():
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         return build()

@@ -261,6 +261,7 @@ TWINS: dict[str, Twin] = {
     "Skipping": skipping,
     "Weighing": weighing,
     "Alternating": alternating,
+    "SideBySide": alternating,
     "Gan": alternating,
     "Frequent": frequent,
     "Together": together,

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
+import weakref
 from collections import UserDict
+from collections.abc import Iterator
 from types import MappingProxyType
 from typing import Any
 
@@ -200,6 +203,73 @@ def test_closure_may_be_called_any_number_of_times_without_grad_mode() -> None:
     assert opt.values == module.thrice.values
     assert trainer.global_step == EPOCHS * BATCHES
     assert module.events[:18] == 3 * (EVALUATION + READY)
+
+
+class Batch:
+    """A batch whose end can be seen."""
+
+    def __init__(self, parts: list[Tensor]) -> None:
+        self.parts = parts
+
+
+class Fleeting:
+    """A loader that keeps nothing."""
+
+    def __len__(self) -> int:
+        return 6
+
+    def __iter__(self) -> Iterator[Batch]:
+        return (Batch(parts) for parts in batches(6))
+
+
+@pytest.mark.parametrize("arguments", [{}, {"accumulate_grad_batches": 2}], ids=str)
+@pytest.mark.parametrize("listens", [False, True])
+@pytest.mark.parametrize("kind", ["one", "two", "LBFGS", "manual"])
+def test_closures_keep_no_batch_alive(kind: str, listens: bool, arguments: dict[str, Any]) -> None:
+    """R50: batch, loss and graph are gone when the next batch comes, without Python's garbage collector."""
+
+    class Module(Regression):
+        automatic_optimization = kind != "manual"
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.seen: list[Any] = []
+            self.alive: list[int] = []
+            if listens:
+                self.on_train_batch_end = lambda *_: None
+
+        def training_step(self, batch: Batch, batch_idx: int, *optimizer_idx: int) -> Any:
+            loss = self.compute_loss(batch.parts)
+            self.seen += [weakref.ref(batch), weakref.ref(loss)]
+            if self.automatic_optimization:
+                return loss
+
+            def closure() -> None:
+                self.optimizers().zero_grad()
+                self.manual_backward(loss)
+
+            self.optimizers().step(closure)
+            return None
+
+        def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+            self.alive.append(len({id(ref()) for ref in self.seen if ref() is not None}))
+
+        def configure_optimizers(self) -> Any:
+            if kind == "two":
+                return [SGD(layer.parameters(), lr=0.1) for layer in (self.net[0], self.net[2])]
+            return lbfgs(self) if kind == "LBFGS" else SGD(self.parameters(), lr=0.1)
+
+    if kind == "manual" and arguments:
+        return
+    module, _ = create(Module)
+    gc.collect()
+    gc.disable()
+    try:
+        fit(module, Fleeting(), max_epochs=1, **arguments)
+    finally:
+        gc.enable()
+    waiting = 1 if kind == "LBFGS" and arguments else 0  # its windows wait for a replay
+    assert module.alive == [0, waiting] * 3
 
 
 # -------------------------------------------------------------------------------------- V5: closures and windows
@@ -475,6 +545,69 @@ def test_half_a_window_of_none_equals_a_window_of_half_the_size() -> None:
             for batch_idx in pair:
                 (twin.compute_loss(every[batch_idx]) / 2).backward()
             opt.step()
+    assert_same_weights(module, twin)
+
+
+@pytest.mark.parametrize("skipped", [(0,), (1,), (4,), (0, 5), (1, 3)], ids=str)
+def test_a_replayed_window_leaves_out_none_too(skipped: tuple[int, ...]) -> None:
+    """V3, V5: LBFGS sees the mean loss, and its gradient, over the micro-batches that have one."""
+
+    class Module(skipping(*skipped)):  # type: ignore[misc]
+        def configure_optimizers(self) -> LBFGS:
+            return LBFGS(self.parameters(), lr=0.5, max_iter=4, line_search_fn="strong_wolfe")
+
+    module, twin = create(Module)
+    fit_skipping(module, batches(6), accumulate_grad_batches=2)
+
+    opt = twin.configure_optimizers()
+    for _ in range(EPOCHS):
+        every = list(enumerate(batches(6)))
+        for start in range(0, 6, 2):
+            used = [batch for batch_idx, batch in every[start : start + 2] if batch_idx not in skipped]
+
+            def closure(used: list[Any] = used) -> Tensor:
+                opt.zero_grad()
+                total = torch.tensor(0.0)
+                for batch in used:
+                    loss = twin.compute_loss(batch) / len(used)
+                    loss.backward()
+                    total = total + loss.detach()
+                return total
+
+            opt.step(closure)
+    assert_same_weights(module, twin)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_window_without_any_loss_is_skipped_by_lbfgs(accumulate: int) -> None:
+    """V3: there is nothing to search for; the update counts as skipped and the optimizer's state is as it was."""
+
+    class Module(skipping(2, 3)):  # type: ignore[misc]
+        def configure_optimizers(self) -> LBFGS:
+            return lbfgs(self)
+
+    module, twin = create(Module)
+    trainer = fit_skipping(module, batches(6), accumulate_grad_batches=accumulate)
+    assert trainer.clocks.optimizers[0].skipped == {"no loss": EPOCHS * 2 // accumulate}
+
+    opt = twin.configure_optimizers()
+    for _ in range(EPOCHS):
+        every = list(batches(6))
+        for start in range(0, 6, accumulate):
+            window = every[start : start + accumulate]
+            if start in (2, 3):
+                continue
+
+            def closure(window: list[Any] = window) -> Tensor:
+                opt.zero_grad()
+                total = torch.tensor(0.0)
+                for batch in window:
+                    loss = twin.compute_loss(batch) / len(window)
+                    loss.backward()
+                    total = total + loss.detach()
+                return total
+
+            opt.step(closure)
     assert_same_weights(module, twin)
 
 

@@ -92,9 +92,7 @@ def test_an_empty_schedule_is_refused() -> None:
 def test_two_numbers_for_one_thing_are_refused_when_training_starts() -> None:
     """R112: both an argument and a callback: a MisconfigurationException that is a ValueError, too."""
     with pytest.raises(ValueError, match="accumulation-twice") as caught:
-        fit(
-            Given(), given(1.0), accumulate_grad_batches=2, callbacks=[GradientAccumulationScheduler({0: 2})]
-        )
+        fit(Given(), given(1.0), accumulate_grad_batches=2, callbacks=[GradientAccumulationScheduler({0: 2})])
     assert isinstance(caught.value, MisconfigurationException)
 
 
@@ -623,9 +621,7 @@ def test_the_events_of_a_replay() -> None:
         def on_before_optimizer_step(self, optimizer):
             events.append("hook")
 
-        def configure_gradient_clipping(
-            self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None
-        ):
+        def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None):
             events.append("clip")
 
         def configure_optimizers(self):

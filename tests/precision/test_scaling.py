@@ -173,13 +173,14 @@ def fused(params: Any, lr: float) -> Adam:
     return Adam(params, lr=lr, fused=True)
 
 
-@pytest.mark.parametrize("clip", [None, 0.1])
+@pytest.mark.parametrize(
+    ("by_hand", "clip"),
+    [(False, None), (False, 0.1), (True, None)],  # by hand the Trainer does not clip (R83); test_clipping.py does
+    ids=["automatic", "automatic and clipped", "manual"],
+)
 @pytest.mark.parametrize("make", [SGD, Adam, fused], ids=lambda make: make.__name__)
-@pytest.mark.parametrize("by_hand", [False, True], ids=["automatic", "manual"])
 def test_a_run_has_the_bits_of_the_loop_that_torch_documents(by_hand: bool, make: Any, clip: float | None) -> None:
     """R118, R121, R124, V8: weights, optimizer state, and the scaler's own state, through overflow and growth."""
-    if by_hand and clip is not None:
-        pytest.skip("R83: by hand the Trainer does not clip; test_clipping.py does")
     module, twin = Net(make, by_hand), Net(make)
     options = {"init_scale": 2.0**12, "growth_interval": 3}
     trainer = fit_half(module, net_batches(), options, gradient_clip_val=clip)
@@ -695,10 +696,8 @@ def test_closure_optimizers_have_the_bits_of_a_loop_by_hand(precision: str, by_h
     """V7: every evaluation sees unscaled gradients of weights as they are at that moment."""
     module, twin = Net(make, by_hand), Net(make)
     data = [batch for place, batch in enumerate(net_batches()) if place != 2]
-    if precision == "16-mixed":
-        trainer = fit_half(module, data)
-    else:
-        trainer = fit(module, data, precision=precision)
+    plugin = half() if precision == "16-mixed" else MixedPrecision(precision, "cpu")
+    trainer = fit(module, data, plugins=plugin)
     optimizer, dtype = twin.configure_optimizers(), torch.float16 if precision == "16-mixed" else torch.bfloat16
     scale = SCALE if precision == "16-mixed" else 1.0
     for batch in data:

@@ -143,20 +143,29 @@ class AutomaticOptimization:
         extras: Mapping[str, Any] = {}
 
         def closure(*_: Any) -> Tensor | None:
+            # Does not name itself: a cycle would keep batch and graph alive until Python's next garbage collection.
             nonlocal evaluations, loss, extras
-            if not torch.is_grad_enabled():
-                with torch.enable_grad():
-                    return closure()
-            evaluations += 1
-            if evaluations > 1:  # the closure stands for the whole window: replay it
-                window.restart()
-                for place, (earlier, earlier_idx) in enumerate(window.batches[:-1]):
-                    self._accumulate(turn, earlier, earlier_idx, zero=place == 0)
-            first = opens if evaluations == 1 else len(window.batches) == 1
-            loss, extras = self._accumulate(turn, batch, batch_idx, zero=first)
+            had_grad = torch.is_grad_enabled()
+            if not had_grad:
+                torch.set_grad_enabled(True)
+            try:
+                evaluations += 1
+                if evaluations > 1:  # the closure stands for the whole window: replay it
+                    window.restart()
+                    for place, (earlier, earlier_idx) in enumerate(window.batches[:-1]):
+                        self._accumulate(turn, earlier, earlier_idx, zero=place == 0)
+                first = opens if evaluations == 1 else len(window.batches) == 1
+                loss, extras = self._accumulate(turn, batch, batch_idx, zero=first)
+            finally:
+                if not had_grad:
+                    torch.set_grad_enabled(False)
             if loss is not None and self.wants_outputs:
                 loss = loss.detach().clone()  # before the step: it may be a view of a parameter
-            return window.value(loss, whole=not turn.contract.evaluates_once) if turn.wants_value else None
+            if not turn.wants_value:
+                return None
+            value = window.value(loss, whole=not turn.contract.evaluates_once)
+            # A window without a loss has no gradients, so any number ends a line search at once.
+            return torch.zeros(()) if value is None and turn.contract.reads_value else value
 
         if closes:
             turn.skipped = None
@@ -167,6 +176,8 @@ class AutomaticOptimization:
             if evaluations == 0:
                 raise _closure_unused(turn)
             self._count(turn)
+            if turn.keeps_batches:
+                window.batches.clear()
         elif self._no_sync is None:
             closure()
         else:

@@ -12,7 +12,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from torch.optim import Optimizer
+from torch.optim import LBFGS, Optimizer
 
 from leyden.optimization.bare import bare_step
 from leyden.optimization.joint import Joint, members_of
@@ -27,6 +27,7 @@ class Contract(NamedTuple):
         bare_step: the update without torch's wrappers, or ``step`` itself where it is not torch's own.
         stock_zero_grad: ``zero_grad`` is torch's own, so dropping the gradients is all that it does.
         has_modes: it has ``train()`` and ``eval()``, which the loop must call (schedule-free optimizers).
+        reads_value: it reads the closure's value as a number, so that None is none that it could take.
     """
 
     evaluates_once: bool
@@ -34,6 +35,7 @@ class Contract(NamedTuple):
     bare_step: Callable[[], Any]
     stock_zero_grad: bool
     has_modes: bool
+    reads_value: bool = False
 
 
 def contract_of(optimizer: Any) -> Contract:
@@ -54,6 +56,7 @@ def contract_of(optimizer: Any) -> Contract:
         bare_step=bare or optimizer.step,
         stock_zero_grad=_zeroes_plainly(optimizer),
         has_modes=callable(getattr(optimizer, "train", None)) and callable(getattr(optimizer, "eval", None)),
+        reads_value=isinstance(optimizer, LBFGS),
     )
 
 

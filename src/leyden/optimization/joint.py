@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch.optim import LBFGS, Optimizer
 
-from leyden.errors import InvalidValueError
+from leyden.errors import InvalidTypeError, InvalidValueError
 from leyden.optimization.optimizer import unwrap
 
 
@@ -26,9 +26,11 @@ class Joint(Optimizer):
         Joint([a, b]).step()  ==  a.step(); b.step()
 
     Args:
-        optimizers: the members, at least one. A parameter may belong to one member only.
+        optimizers: the members, at least one; of a Joint among them, its members. A parameter may belong to one
+            member only.
 
     Raises:
+        InvalidTypeError: something that is no optimizer.
         InvalidValueError: no members, LBFGS among them, or a parameter in two of them.
 
     >>> matrix, bias = torch.nn.Parameter(torch.ones(2, 2)), torch.nn.Parameter(torch.ones(2))
@@ -38,7 +40,7 @@ class Joint(Optimizer):
     """
 
     def __init__(self, optimizers: Sequence[Any]) -> None:
-        self._members = tuple(unwrap(optimizer) for optimizer in optimizers)
+        self._members = tuple(member for optimizer in _checked(optimizers) for member in members_of(optimizer))
         if not self._members:
             raise InvalidValueError("Joint([]) has no members; give it at least one optimizer", code="joint-empty")
         if any(isinstance(member, LBFGS) for member in self._members):
@@ -103,8 +105,13 @@ class Joint(Optimizer):
         """Load what ``state_dict`` returned.
 
         Raises:
-            InvalidValueError: another number of members.
+            InvalidValueError: another number of members, or the state of another kind of optimizer.
         """
+        if "optimizers" not in state_dict:
+            raise InvalidValueError(
+                f"the state is not of a Joint, whose key is 'optimizers': its keys are {list(state_dict)}",
+                code="joint-state",
+            )
         states = state_dict["optimizers"]
         if len(states) != len(self._members):
             raise InvalidValueError(
@@ -127,6 +134,21 @@ class Joint(Optimizer):
 
     def __repr__(self) -> str:
         return f"Joint({list(self._members)!r})"
+
+
+def _checked(optimizers: Any) -> list[Any]:
+    if not isinstance(optimizers, Iterable):
+        raise InvalidTypeError(
+            f"Joint takes a list of optimizers, got {type(unwrap(optimizers)).__name__}; write Joint([...])",
+            code="joint-member",
+        )
+    members = [unwrap(optimizer) for optimizer in optimizers]
+    for place, member in enumerate(members):
+        if not all(hasattr(member, name) for name in ("step", "param_groups", "state_dict", "load_state_dict")):
+            raise InvalidTypeError(
+                f"member {place} of a Joint is {type(member).__name__}, not an optimizer", code="joint-member"
+            )
+    return members
 
 
 def _switch(optimizers: Sequence[Any], mode: str) -> None:
