@@ -207,10 +207,6 @@ class ModuleHooks(HyperparametersMixin, nn.Module):
         """Switch to evaluation for a prediction."""
         self.eval()
 
-    def on_predict_model_train(self) -> None:
-        """After a prediction. Unless it is overridden, every submodule gets back the mode that it had."""
-        self.train()
-
     # -- optimization ---------------------------------------------------------------------------------------------
 
     def on_before_zero_grad(self, optimizer: Any) -> None:

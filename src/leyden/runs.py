@@ -136,7 +136,7 @@ class Runs(TrainerProperties):
                 code="trainer-max-epochs",
             )
         self._load_val = functools.partial(self._load_evaluation, "val", val)
-        self._val_data = None
+        self._val_data, self._val_given = None, val
         loop.connect(
             load=functools.partial(self._load_training, train),
             build_cadence=lambda batches: resolve_validation_interval(
@@ -148,6 +148,7 @@ class Runs(TrainerProperties):
         hooks = self._engine.hooks
         results = state.results = Results(training=True, views=self._views)
         hooks.call("on_fit_start")
+        module.zero_grad()
         hooks.call("on_pretrain_routine_start")
         hooks.call("on_pretrain_routine_end")
         self._sanity_check(hooks)
@@ -244,35 +245,41 @@ class Runs(TrainerProperties):
         """A few validation batches, so that mistakes there show before hours of training. Leaves no trace."""
         if not self.num_sanity_val_steps or not self._validates():
             return
-        loaders, counts = self._validation_data()
-        counts = capped(counts, self.num_sanity_val_steps)
-        if is_empty(counts):
-            return
         with isolate_rng():
             self._state.stage = "sanity_check"
             hooks.call("on_sanity_check_start")
-            parts = self._evaluation_parts("validation", loaders, counts, hooks, in_fit=True)
-            parts.write_row = None
-            self.validate_loop.run(parts)
+            loaders, counts = self._validation_data()
+            counts = capped(counts, self.num_sanity_val_steps)
+            if not is_empty(counts):
+                parts = self._evaluation_parts("validation", loaders, counts, hooks, in_fit=True)
+                parts.write_row = None
+                self.validate_loop.run(parts)
             hooks.call("on_sanity_check_end")
         self._views.clear()
         self._state.stage = "train"
 
     def _validate_in_fit(self, hooks: Hooks) -> Callable[[], Any] | None:
         """A validation between training batches, or None if there is nothing to validate."""
-        if not self._validates() or is_empty(self._validation_data()[1]):
+        if not self._validates():
+            return None
+        every = self.check_val_every_n_epoch
+        if (every is None or (self.clocks.epoch + 1) % every == 0) and is_empty(self._validation_data()[1]):
             return None
 
         def validate() -> None:
             self._state.stage = "validate"
             loaders, counts = self._validation_data()
-            self.validate_loop.run(self._evaluation_parts("validation", loaders, counts, hooks, in_fit=True))
+            if not is_empty(counts):
+                self.validate_loop.run(self._evaluation_parts("validation", loaders, counts, hooks, in_fit=True))
             self._state.stage = "train"
 
         return validate
 
     def _validates(self) -> bool:
-        return self.limit_val_batches != 0 and overrides(self._module, "validation_step", BASES)
+        """Whether this fit has something to validate, as far as is known without asking for a loader."""
+        owners = (self.datamodule, self._module)
+        has_data = self._val_given is not None or any(overrides(o, "val_dataloader", BASES) for o in owners)
+        return has_data and self.limit_val_batches != 0 and overrides(self._module, "validation_step", BASES)
 
     def _validation_data(self) -> tuple[list[Any], list[int | float]]:
         """The validation loaders, asked for once, or again as ``reload_dataloaders_every_n_epochs`` says."""
@@ -290,6 +297,8 @@ class Runs(TrainerProperties):
                 f"trainer.{stage} needs {name}_step, which {type(self._module).__qualname__} does not define",
                 code="hook-missing",
             )
+        assert self._module is not None
+        self._module.zero_grad()
         loaders, counts = self._load_evaluation("val" if stage == "validate" else "test", given)
         loop = self.validate_loop if stage == "validate" else self.test_loop
         if is_empty(counts):
@@ -304,6 +313,7 @@ class Runs(TrainerProperties):
     def _predict(self, hooks: Hooks, *, given: Any, keeps: bool) -> list[Any] | None:
         module = self._module
         assert module is not None
+        module.zero_grad()
         loaders, counts = self._load_evaluation("predict", given)
         self._state.results = None
         parts = PredictParts(
@@ -441,6 +451,7 @@ class Runs(TrainerProperties):
     _load_val: Callable[[], tuple[list[Any], list[int | float]]]
     _val_data: tuple[list[Any], list[int | float]] | None = None
     _val_loaded_in: int | None = None
+    _val_given: Any = None
 
 
 def _switch_modes(optimizers: list[Any], mode: str) -> None:

@@ -207,6 +207,10 @@ class Trainer(Runs):
         self._toggler = Toggler([])
         self._optimization: Any = None
         self._eval_rows: dict[str, int] = {}
+        for name in ("on_init_start", "on_init_end"):
+            for callback in self.callbacks:
+                if callable(getattr(callback, name, None)):
+                    getattr(callback, name)(self)
 
     # -- runs -----------------------------------------------------------------------------------------------------
 

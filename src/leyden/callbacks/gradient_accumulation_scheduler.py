@@ -57,6 +57,9 @@ class GradientAccumulationScheduler(Callback):
         """Whether any epoch has windows of more than one micro-batch."""
         return any(factor > 1 for factor in self.scheduling.values())
 
+    def __repr__(self) -> str:
+        return f"GradientAccumulationScheduler({self.scheduling})"
+
     def get_accumulate_grad_batches(self, epoch: int) -> int:
         """Micro-batches of an update in ``epoch`` (0-based)."""
         return self.scheduling[max(start for start in self.scheduling if start <= epoch)]

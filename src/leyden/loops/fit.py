@@ -196,6 +196,7 @@ class FitLoop:
                 if hooks.on_batch_start is not None:
                     hooks.on_batch_start()
                 if hooks.on_train_batch_start is not None and hooks.on_train_batch_start(batch, batch_idx) == -1:
+                    batches.is_last = True
                     if schedulers is not None:
                         schedulers.after_batch(batch_idx, closes=True, is_last=True)
                     break
