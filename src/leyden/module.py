@@ -235,6 +235,9 @@ class LightningModule(ModuleHooks):
                 self.clip_gradients(optimizer, gradient_clip_val=1.0)
                 optimizer.step()
 
+        Call it once per ``training_step`` and optimizer, since it counts batches; several ``manual_backward`` inside of
+        one block are parts of one loss.
+
         Args:
             optimizer: an optimizer, or a list of those that share the window.
             batches: micro-batches of one update, >= 1.
@@ -242,6 +245,7 @@ class LightningModule(ModuleHooks):
 
         Raises:
             MisconfigurationException: in automatic optimization: use ``Trainer(accumulate_grad_batches=...)``.
+            OrderError: twice on one batch, inside of another block, or a step in the middle of the window.
         """
         optimizers = optimizer if isinstance(optimizer, Sequence) else [optimizer]
         return self._manual("accumulate").accumulate(optimizers, batches, weight)  # type: ignore[no-any-return]

@@ -12,6 +12,7 @@ import torch
 from leyden.callback import Callback
 from leyden.datamodule import LightningDataModule
 from leyden.errors import InvalidValueError, MisconfigurationException
+from leyden.fits import Fits
 from leyden.hooks.dispatch import RunState
 from leyden.loops.cadence import Limits
 from leyden.loops.evaluate import EvaluationLoop
@@ -34,11 +35,10 @@ from leyden.resolve import (
     resolve_precision,
 )
 from leyden.results.views import Views
-from leyden.runs import Runs
 from leyden.strategies import Strategy, build_strategy, resolve_device
 
 
-class Trainer(Runs):
+class Trainer(Fits):
     """Runs a ``LightningModule``: training, validation, test, prediction.
 
     Args:

@@ -123,10 +123,16 @@ def test_an_unknown_algorithm_is_refused(where: str) -> None:
 @pytest.mark.parametrize("value", [None, 0, 0.0, -1.0])
 @pytest.mark.parametrize("algorithm", [None, "norm", "value"])
 def test_nothing_is_clipped_without_a_positive_value(value: float | None, algorithm: str | None) -> None:
-    """R99: no value, or one <= 0, clips nothing."""
-    module = Given(2)
-    fit(module, given(STEEP), gradient_clip_val=value, gradient_clip_algorithm=algorithm)
-    assert module.gradients == [STEEP]
+    """R99: no value, or one <= 0, clips nothing, whoever gives it."""
+
+    class Calling(Given):
+        def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None):
+            self.clip_gradients(optimizer, value, algorithm)
+
+    trainers, modules = Given(2), Calling(2)
+    fit(trainers, given(STEEP), gradient_clip_val=value, gradient_clip_algorithm=algorithm)
+    fit(modules, given(STEEP))
+    assert trainers.gradients == modules.gradients == [STEEP]
 
 
 # ------------------------------------------------------------------------------------- R100, R101: what is clipped

@@ -429,6 +429,32 @@ def test_assigning_trainer_optimizers_makes_new_handles() -> None:
     assert_same_weights(module, twin)
 
 
+def test_optimizers_may_be_assigned_between_epochs() -> None:
+    """R73: from then on the new optimizer is driven, windows, counters and hooks included."""
+
+    class Module(Automatic):
+        def on_train_epoch_start(self) -> None:
+            if self.current_epoch == 1:
+                self.trainer.optimizers = [SGD(self.parameters(), lr=0.01)]
+
+    module, twin = create(Module)
+    trainer = fit(module, accumulate_grad_batches=2)
+    assert trainer.global_step == EPOCHS * 3
+
+    opt = twin.configure_optimizers()
+    for epoch in range(EPOCHS):
+        if epoch == 1:
+            opt = SGD(twin.parameters(), lr=0.01)
+        every = list(batches())
+        for start in range(0, BATCHES, 2):
+            window = every[start : start + 2]
+            opt.zero_grad()
+            for batch in window:
+                (twin.compute_loss(batch) / len(window)).backward()
+            opt.step()
+    assert_same_weights(module, twin)
+
+
 def test_a_pickled_handle_leaves_the_run_behind() -> None:
     """R73: what comes out of a pickle or a deep copy is a handle on a copy, bound to no run."""
     module, _ = create(Manual)

@@ -391,6 +391,21 @@ class ClosureNet(Net):
             self.optimizers().step(closure)
 
 
+class LookingAgainNet(Net):
+    """Goes forward a second time behind backward, as one does to log how well the step went."""
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> None:
+        def closure() -> Tensor:
+            loss = self.loss(batch)
+            self.optimizers().zero_grad()
+            self.manual_backward(loss)
+            self.loss(batch)
+            return loss
+
+        for _ in range(self.updates):
+            self.optimizers().step(closure)
+
+
 class AutomaticNet(Net):
     updates = 1
 
@@ -418,7 +433,11 @@ def assert_same_weights(twin: nn.Module, module: nn.Module, start: nn.Module) ->
 
 @pytest.mark.parametrize(
     ("module_class", "make"),
-    [(Net, SGD), (Net, Adam), *((kind, make) for kind in (ClosureNet, AutomaticNet) for make in (SGD, Adam, lbfgs))],
+    [
+        (Net, SGD),
+        (Net, Adam),
+        *((kind, make) for kind in (ClosureNet, LookingAgainNet, AutomaticNet) for make in (SGD, Adam, lbfgs)),
+    ],
 )
 def test_forward_sees_the_weights_that_the_last_update_left(module_class: Any, make: Any) -> None:
     """V9: autocast keeps cast copies of the weights; a step inside of one training_step makes them stale.

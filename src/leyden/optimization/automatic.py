@@ -150,22 +150,14 @@ class AutomaticOptimization:
                 torch.set_grad_enabled(True)
             try:
                 evaluations += 1
-                if evaluations > 1:  # the closure stands for the whole window: replay it
-                    window.restart()
-                    for place, (earlier, earlier_idx) in enumerate(window.batches[:-1]):
-                        self._accumulate(turn, earlier, earlier_idx, zero=place == 0)
-                first = opens if evaluations == 1 else len(window.batches) == 1
-                loss, extras = self._accumulate(turn, batch, batch_idx, zero=first)
+                zero = opens if evaluations == 1 else self._replay(turn)
+                loss, extras = self._accumulate(turn, batch, batch_idx, zero=zero)
             finally:
                 if not had_grad:
                     torch.set_grad_enabled(False)
             if loss is not None and self.wants_outputs:
                 loss = loss.detach().clone()  # before the step: it may be a view of a parameter
-            if not turn.wants_value:
-                return None
-            value = window.value(loss, whole=not turn.contract.evaluates_once)
-            # A window without a loss has no gradients, so any number ends a line search at once.
-            return torch.zeros(()) if value is None and turn.contract.reads_value else value
+            return self._value(turn, loss) if turn.wants_value else None
 
         if closes:
             turn.skipped = None
@@ -213,6 +205,24 @@ class AutomaticOptimization:
         if calls.on_after_backward is not None:
             calls.on_after_backward()
         return loss, extras
+
+    def _replay(self, turn: Turn) -> bool:
+        """Run the window's earlier micro-batches again: a closure stands for the whole window at each evaluation.
+
+        Returns:
+            Whether there were none, so that the current one is the first and clears the gradients.
+        """
+        turn.window.restart()
+        *earlier, _ = turn.window.batches
+        for place, (batch, batch_idx) in enumerate(earlier):
+            self._accumulate(turn, batch, batch_idx, zero=place == 0)
+        return not earlier
+
+    def _value(self, turn: Turn, loss: Tensor | None) -> Tensor | None:
+        """What the closure returns to an optimizer or an override that reads it."""
+        value = turn.window.value(loss, whole=not turn.contract.evaluates_once)
+        # A window without a loss has no gradients, so any number ends a line search at once.
+        return torch.zeros(()) if value is None and turn.contract.reads_value else value
 
     def _count(self, turn: Turn) -> None:
         """Count an ``optimizer_step``; one that only ran the closure counts as well."""
