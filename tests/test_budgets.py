@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import io
 import subprocess
 import sys
+import tokenize
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -145,11 +147,25 @@ def test_functions_are_short() -> None:
     assert sorted(lengths.values())[int(len(lengths) * 0.95)] <= 30
 
 
+def lines_of_code(path: Path) -> int:
+    """Lines of a file that hold code: no blank ones, no comments, no docstrings."""
+    text = path.read_text()
+    docstrings = {
+        line
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node)
+        for line in range(node.body[0].lineno, (node.body[0].end_lineno or 0) + 1)
+    }
+    silent = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)
+    tokens = (t for t in tokenize.generate_tokens(io.StringIO(text).readline) if t.type not in silent)
+    return len({line for t in tokens for line in range(t.start[0], t.end[0] + 1)} - docstrings)
+
+
 def test_files_are_short() -> None:
-    """A file of the library has at most 450 lines, the whole library less than 12,000."""
+    """A file of the library has at most 450 lines; the whole library less than 12,000 lines of code."""
     lengths = {str(p.relative_to(SOURCE)): len(p.read_text().splitlines()) for p in SOURCE.rglob("*.py")}
     assert {name: length for name, length in lengths.items() if length > 450} == {}
-    assert sum(lengths.values()) < 12_000
+    assert sum(lines_of_code(path) for path in SOURCE.rglob("*.py")) < 12_000
 
 
 def test_no_class_has_two_concrete_bases() -> None:

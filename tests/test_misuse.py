@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy
 import pytest
 import torch
 from torch.optim import LBFGS, SGD, Adam
@@ -17,6 +18,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
 
 from leyden import Joint, LightningModule, MisconfigurationException, Trainer
 from leyden.errors import LeydenError
+from leyden.precision import FullPrecision
 
 DATA = [(torch.ones(2, 3), torch.ones(2, 1)) for _ in range(4)]
 
@@ -114,6 +116,16 @@ class LogsNothingUseful(Model):
         return self.loss(batch)
 
 
+class LogsBeforeTheRun(Model):
+    def prepare_data(self) -> None:
+        self.log("x", 1.0)
+
+
+class LogsInConfigureOptimizers(Model):
+    def configure_optimizers(self) -> Any:
+        self.log("x", 1.0)
+
+
 class NotAScheduler:
     """Has no state."""
 
@@ -137,6 +149,13 @@ def sgd(model: Any) -> SGD:
 
 def two(model: Any) -> tuple[SGD, Adam]:
     return SGD(model.first.parameters(), lr=0.1), Adam(model.second.parameters())
+
+
+class SharpnessAware(SGD):
+    """Cannot step without a closure."""
+
+    def step(self, closure: Any) -> Any:  # type: ignore[override]
+        return super().step(closure)
 
 
 def with_scheduler(**config: Any) -> Callable[[Any], Any]:
@@ -189,6 +208,15 @@ CASES = {
         MisconfigurationException,
         "plan-frequency",
         "int >= 1",
+    ),
+    "the same optimizer twice": Case(
+        lambda: Model(lambda m: [o := sgd(m), o]), ValueError, "plan-optimizer-twice", "return it once"
+    ),
+    "alone and in a Joint": Case(
+        lambda: Manual(lambda m: [(o := two(m))[0], Joint(o)]),
+        MisconfigurationException,
+        "plan-optimizer-twice",
+        "optimizer 0 and as optimizer 1, member 0 of a Joint",
     ),
     # schedulers
     "unknown interval": Case(
@@ -246,6 +274,12 @@ CASES = {
         MisconfigurationException,
         "joint-lbfgs",
         "take turns",
+    ),
+    "Joint with SAM": Case(
+        lambda: Model(lambda m: Joint([SharpnessAware(m.first.parameters()), SGD(m.second.parameters())])),
+        MisconfigurationException,
+        "joint-closure",
+        "let it take turns",
     ),
     "Joint that shares a parameter": Case(
         lambda: Model(lambda m: Joint([sgd(m), sgd(m)])), MisconfigurationException, "joint-shared-parameter", "two"
@@ -309,6 +343,25 @@ CASES = {
     "negative weight": Case(
         lambda: Returns(output=lambda loss: {"loss": loss, "weight": -1}), ValueError, "window-weight", "-1", steps=1
     ),
+    "weight that is no number": Case(
+        lambda: Returns(output=lambda loss: {"loss": loss, "weight": float("nan")}),
+        ValueError,
+        "window-weight",
+        "'weight' is nan; it must be a finite number >= 0",
+        steps=1,
+    ),
+    "infinite weight": Case(
+        lambda: Returns(output=lambda loss: {"loss": loss, "weight": numpy.float32("inf")}),
+        ValueError,
+        "window-weight",
+        "inf",
+        steps=1,
+    ),
+    # self.log where nothing collects
+    "log outside of a hook": Case(LogsBeforeTheRun, RuntimeError, "log-nowhere", "cannot be used outside of a hook"),
+    "log in configure_optimizers": Case(
+        LogsInConfigureOptimizers, RuntimeError, "log-nowhere", "in configure_optimizers"
+    ),
 }
 
 
@@ -339,7 +392,7 @@ def test_misuse(name: str) -> None:
         ({"precision": "8"}, ValueError, "precision"),
         ({"max_epochs": 1.5}, ValueError, "trainer-limit"),
         ({"max_steps": -2}, ValueError, "trainer-limit"),
-        ({"max_time": "one hour"}, ValueError, "trainer-max-time"),
+        ({"max_time": "one hour"}, ValueError, "duration"),
         ({"limit_train_batches": 1.5}, MisconfigurationException, "trainer-batch-limit"),
         ({"limit_val_batches": -1}, MisconfigurationException, "trainer-batch-limit"),
         ({"devices": 2}, MisconfigurationException, "distribution-not-yet"),
@@ -349,6 +402,28 @@ def test_misuse(name: str) -> None:
         ({"logger": object()}, TypeError, "trainer-logger"),
         ({"profiler": "simple"}, MisconfigurationException, "not-yet"),
         ({"deterministic": "yes"}, ValueError, "deterministic"),
+        ({"benchmark": "x"}, ValueError, "benchmark"),
+        ({"check_val_every_n_epoch": 0}, ValueError, "trainer-argument"),
+        ({"check_val_every_n_epoch": -1}, ValueError, "trainer-argument"),
+        ({"check_val_every_n_epoch": 1.5}, ValueError, "trainer-argument"),
+        ({"num_sanity_val_steps": "a"}, ValueError, "trainer-argument"),
+        ({"num_sanity_val_steps": -2}, ValueError, "trainer-argument"),
+        ({"log_every_n_steps": -1}, ValueError, "trainer-argument"),
+        ({"log_every_n_steps": 0.5}, ValueError, "trainer-argument"),
+        ({"reload_dataloaders_every_n_epochs": -1}, ValueError, "trainer-argument"),
+        ({"reload_dataloaders_every_n_epochs": 1.0}, ValueError, "trainer-argument"),
+        ({"fast_dev_run": "x"}, ValueError, "trainer-argument"),
+        ({"fast_dev_run": 2.5}, ValueError, "trainer-argument"),
+        ({"fast_dev_run": -1}, ValueError, "trainer-argument"),
+        ({"track_grad_norm": "abc"}, ValueError, "trainer-argument"),
+        ({"track_grad_norm": 0}, ValueError, "trainer-argument"),
+        ({"track_grad_norm": True}, ValueError, "trainer-argument"),
+        ({"val_check_interval": 0}, ValueError, "val-check-interval"),
+        ({"val_check_interval": -0.5}, ValueError, "val-check-interval"),
+        ({"val_check_interval": "1"}, ValueError, "val-check-interval"),
+        ({"val_check_interval": 1.5}, ValueError, "val-check-interval"),
+        ({"val_check_interval": 0.5, "check_val_every_n_epoch": None}, ValueError, "val-check-interval"),
+        ({"plugins": [FullPrecision(), FullPrecision()]}, ValueError, "precision-twice"),
     ],
 )
 def test_bad_trainer_arguments(arguments: dict[str, Any], error: type[BaseException], code: str) -> None:
@@ -361,20 +436,54 @@ def test_bad_trainer_arguments(arguments: dict[str, Any], error: type[BaseExcept
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code"),
+    ("arguments", "attribute", "value"),
     [
-        ({"val_check_interval": 9}, "val-check-interval"),
-        ({"val_check_interval": 1.5}, "val-check-interval"),
-        ({"val_check_interval": 0.5, "check_val_every_n_epoch": None}, "val-check-interval"),
+        ({"max_steps": None}, "max_steps", -1),
+        ({"log_every_n_steps": None}, "log_every_n_steps", 50),
+        ({"log_every_n_steps": 0}, "log_every_n_steps", 0),
+        ({"num_sanity_val_steps": None}, "num_sanity_val_steps", 2),
+        ({"num_sanity_val_steps": -1}, "num_sanity_val_steps", -1),
+        ({"fast_dev_run": True}, "fast_dev_run", 1),
+        ({"track_grad_norm": "inf"}, "track_grad_norm", float("inf")),
+        ({"track_grad_norm": -1}, "track_grad_norm", None),
     ],
 )
-def test_bad_validation_interval(arguments: dict[str, Any], code: str) -> None:
-    """An interval that cannot be met is refused when the number of batches is known, before the first step."""
+def test_what_values_of_trainer_arguments_mean(arguments: dict[str, Any], attribute: str, value: Any) -> None:
+    """None is a default, and -1, 0 and "inf" are values of their own."""
+    assert getattr(Trainer(**{"max_epochs": 1, **arguments}), attribute) == value
+
+
+def test_an_interval_of_more_batches_than_there_are() -> None:
+    """It is refused when the number of batches is known, before the first step."""
     module = Model()
-    with pytest.raises(ValueError, match="val_check_interval") as caught:
-        Trainer(max_epochs=1, enable_progress_bar=False, **arguments).fit(module, DATA)
+    with pytest.raises(ValueError, match="val_check_interval=9.* at most the 4 training batches") as caught:
+        Trainer(max_epochs=1, enable_progress_bar=False, val_check_interval=9).fit(module, DATA)
     assert isinstance(caught.value, LeydenError)
-    assert (caught.value.code, module.steps) == (code, 0)
+    assert (caught.value.code, module.steps) == ("val-check-interval", 0)
+
+
+def test_batches_across_epochs_without_an_interval() -> None:
+    """check_val_every_n_epoch=None alone validates at the end of each epoch, as in Lightning."""
+    validations: list[int] = []
+
+    class Validates(Model):
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            validations.append(self.steps)
+
+    arguments: dict[str, Any] = {"num_sanity_val_steps": 0, "enable_progress_bar": False}
+    Trainer(max_epochs=2, check_val_every_n_epoch=None, **arguments).fit(Validates(), DATA, DATA[:1])
+    assert validations == [4, 8]
+
+
+@pytest.mark.parametrize("name", ["enable_checkpointing", "enable_model_summary"])
+def test_what_does_not_come_is_said_when_it_is_asked_for(name: str) -> None:
+    """True warns, once; None and False ask for nothing."""
+    with pytest.warns(UserWarning, match=rf"{name}=True\) has no effect.*\[not-yet\]") as caught:
+        Trainer(max_epochs=1, **{name: True})  # type: ignore[arg-type]
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+    for silent in (None, False):
+        Trainer(max_epochs=1, **{name: silent})  # type: ignore[arg-type]
 
 
 def test_no_data() -> None:

@@ -33,7 +33,7 @@ _HOMES = {
     "seed_everything": "leyden.seed",
 }
 
-_PARTS = ("callbacks", "precision", "strategies")
+_PARTS = ("callbacks", "loggers", "precision", "strategies")
 
 __all__ = ["__version__", *_HOMES]
 

@@ -13,7 +13,7 @@ from leyden.callback import Callback
 from leyden.data.transfer import Transfer, build_transfer
 from leyden.datamodule import LightningDataModule
 from leyden.errors import MisconfigurationException, warn
-from leyden.hooks.dialects import Signature, Turns, adapt, adapt_evaluation_step, adapt_training_step
+from leyden.hooks.dialects import OptimizerIndex, Signature, adapt, adapt_evaluation_step, adapt_training_step
 from leyden.hooks.dispatch import Hook, Hooks, RunState, overrides
 from leyden.loops.modes import Modes
 from leyden.loops.outputs import EpochOutputs
@@ -27,10 +27,10 @@ from leyden.optimization.optimizer import LightningOptimizer
 from leyden.optimization.plan import Plan
 from leyden.optimization.schedulers import Schedulers
 from leyden.optimization.toggling import Toggler
-from leyden.optimization.turns import Turn
-from leyden.optimization.turns import Turns as RunTurns
+from leyden.optimization.turns import Turn, Turns
 from leyden.optimization.update import Updates
 from leyden.precision import Precision
+from leyden.precision.scaling import LossScale
 from leyden.strategies import Strategy
 
 BASES = (LightningModule, LightningDataModule, Callback)
@@ -55,8 +55,19 @@ class Engine(NamedTuple):
     schedulers: Schedulers | None
     hooks: Hooks
     toggler: Toggler
-    turns: RunTurns
+    turns: Turns
     epoch_outputs: EpochOutputs | None
+    updates: Updates
+    build_clipping: Callable[[Plan], Callable[[Any], None] | None]
+    loss_scale: LossScale | None
+
+    def release(self) -> bool:
+        """Let go of the users' objects at the end of a fit; returns whether a toggle was never undone."""
+        for turn in self.turns:
+            turn.handle._perform = turn.handle._toggle_model = None
+        if self.loss_scale is not None:
+            self.loss_scale.forget()
+        return self.toggler.restore()
 
 
 def bind_hooks(
@@ -65,7 +76,7 @@ def bind_hooks(
     callbacks: Sequence[Callback],
     trainer: Any,
     state: RunState,
-    turns: Turns | None = None,
+    turns: OptimizerIndex | None = None,
     several: bool = False,
     mixed: bool = False,
 ) -> Hooks:
@@ -100,7 +111,7 @@ def build_engine(
     """Build what runs the optimizers of a fit from its plan."""
     count = len(handles)
     several = plan.automatic and count > 1
-    turns = RunTurns(handles, clocks.for_optimizers(count), frequencies=plan.frequencies, automatic=plan.automatic)
+    turns = Turns(handles, clocks.for_optimizers(count), frequencies=plan.frequencies, automatic=plan.automatic)
     dialect: dict[str, Any] = {"several": several, "turns": turns, "mixed": precision.is_mixed}
     hooks = bind_hooks(module=module, callbacks=callbacks, trainer=trainer, state=state, **dialect)
 
@@ -109,9 +120,10 @@ def build_engine(
 
     calls = _bind_calls(module, bind, hooks, turns, precision, several=several, automatic=plan.automatic)
     updates = Updates(
-        turns,
+        automatic=plan.automatic,
+        state=state,
         before_step=hooks.on_before_optimizer_step,
-        clip=_clipping(plan, module, bind) if plan.automatic else None,
+        clip=build_clipping(plan, module, bind),
         measure=_norm_logger(track_grad_norm, state, count),
         loss_scale=precision.loss_scale,
         reduce=strategy.gradients_ready if strategy.reduces_gradients else None,
@@ -132,7 +144,7 @@ def build_engine(
             no_sync=no_sync,
             wants_outputs=hooks.on_train_batch_end is not None or outputs_hook is not None,
         )
-        perform = updates.perform
+        perform: Callable[..., Any] = updates.perform
     else:
         optimization = ManualOptimization(
             turns,
@@ -145,18 +157,22 @@ def build_engine(
             batches_left=batches_left,
         )
         perform = optimization.step
-    for index, handle in enumerate(handles):
-        handle._index, handle._perform, handle._toggle_model = index, perform, module.toggle_model
+    for turn in turns:
+        turn.handle._perform = functools.partial(perform, turn)
+        turn.handle._toggle_model = module.toggle_model
     schedulers = _build_schedulers(plan, turns, clocks, state, bind("lr_scheduler_step"))
     epoch_outputs = _epoch_outputs(outputs_hook, state, optimization, count if several else 1)
-    return Engine(optimization, schedulers, hooks, toggler, turns, epoch_outputs)
+    clipping = functools.partial(build_clipping, module=module, bind=bind)
+    return Engine(
+        optimization, schedulers, hooks, toggler, turns, epoch_outputs, updates, clipping, precision.loss_scale
+    )
 
 
 def _bind_calls(
     module: LightningModule,
     bind: Callable[[str], Hook | None],
     hooks: Hooks,
-    turns: RunTurns,
+    turns: Turns,
     precision: Precision,
     *,
     several: bool,
@@ -179,7 +195,7 @@ def _bind_calls(
 
 
 def _build_schedulers(
-    plan: Plan, turns: RunTurns, clocks: Clocks, state: RunState, step: Hook | None
+    plan: Plan, turns: Turns, clocks: Clocks, state: RunState, step: Hook | None
 ) -> Schedulers | None:
     if not plan.automatic or not plan.schedulers:
         return None
@@ -199,7 +215,7 @@ def _bind(module: LightningModule, name: str, *, state: RunState, **dialect: Any
     return Hook(name, state, module=adapt(getattr(module, name), name, **dialect))
 
 
-def _bind_untoggle(module: LightningModule, turns: RunTurns) -> Callable[[Any], Any] | None:
+def _bind_untoggle(module: LightningModule, turns: Turns) -> Callable[[Any], Any] | None:
     """The module's override of ``untoggle_optimizer``; 1.x takes an index, 2.x an optimizer."""
     if not overrides(module, "untoggle_optimizer", BASES):
         return None
@@ -230,20 +246,23 @@ def _in_context(precision: Precision, step: Callable[..., Any]) -> Callable[...,
     return in_context
 
 
-def _clipping(plan: Plan, module: LightningModule, bind: Callable[[str], Hook | None]) -> Callable[[Any], None] | None:
+def build_clipping(
+    plan: Plan, module: LightningModule, bind: Callable[[str], Hook | None]
+) -> Callable[[Any], None] | None:
     """What clips the gradients of an update: the user's hook, the default, or nothing."""
+    if not plan.automatic:
+        return None
     value = plan.gradient_clip_val
     algorithm = GradClipAlgorithmType(plan.gradient_clip_algorithm) if plan.gradient_clip_algorithm else None
-    hook = bind("configure_gradient_clipping")
+    hook: Callable[..., Any] | None = bind("configure_gradient_clipping")
     if hook is None and overrides(module, "clip_gradients", BASES):
-        hook_like: Callable[..., Any] = module.configure_gradient_clipping
-        return lambda optimizer: _each_member(hook_like, optimizer, value, algorithm)
+        hook = module.configure_gradient_clipping
     if hook is not None:
-        return lambda optimizer: _each_member(hook, optimizer, value, algorithm)
+        return functools.partial(_each_member, hook, value, algorithm)
     return functools.partial(clip, value=value, algorithm=algorithm) if value and value > 0 else None
 
 
-def _each_member(hook: Callable[..., Any], optimizer: Any, value: float | None, algorithm: Any) -> None:
+def _each_member(hook: Callable[..., Any], value: float | None, algorithm: Any, optimizer: Any) -> None:
     for member in members_of(optimizer):
         hook(member, value, algorithm)
 

@@ -25,7 +25,6 @@ class Evaluations(Runs):
 
     overfit_batches: int | float
     inference_mode: bool
-    _eval_rows: dict[str, int]
 
     def _evaluate(self, hooks: Hooks, *, stage: str, given: Any, verbose: bool) -> list[dict[str, float]]:
         name = "validation" if stage == "validate" else "test"
@@ -75,6 +74,7 @@ class Evaluations(Runs):
         module, state, several = self._module, self._state, len(loaders) > 1
         assert module is not None
         epoch_end = getattr(module, f"{name}_epoch_end", None)
+        results = Results(training=False, several_loaders=several, views=self._views)
         return EvaluationParts(
             name=name,
             loaders=loaders,
@@ -82,11 +82,11 @@ class Evaluations(Runs):
             step=build_evaluation_step(module, f"{name}_step", precision=self._precision, several_loaders=several),
             hooks=hooks,
             state=state,
-            results=Results(training=False, several_loaders=several, views=self._views),
+            results=results,
             modes=build_modes(module, name),
             gradients=torch.no_grad if in_fit else self._without_gradients(),
             transfer=self._transfer(),
-            write_row=functools.partial(self._write_evaluation_row, name, in_fit) if self.loggers else None,
+            write_row=functools.partial(self._write_evaluation_row, results) if self.loggers else None,
             epoch_end=Hook(f"{name}_epoch_end", state, module=epoch_end) if epoch_end is not None else None,
             epoch=self.clocks.epoch,
         )
@@ -100,12 +100,11 @@ class Evaluations(Runs):
     def _without_gradients(self) -> Callable[[], AbstractContextManager[Any]]:
         return torch.inference_mode if self.inference_mode else torch.no_grad
 
-    def _write_evaluation_row(self, name: str, in_fit: bool, values: Mapping[str, Any], by_step: bool) -> None:
-        if not values:
-            return
+    def _write_evaluation_row(self, results: Results, values: Mapping[str, Any], by_step: bool) -> None:
         if by_step:
-            count = self._eval_rows[name] = self._eval_rows.get(name, -1) + 1
-            self._write_row(values, count)
-        else:
-            step = self.clocks.updates if in_fit else max(self.clocks.updates - 1, 0)
-            self._write_row({"epoch": self.clocks.epoch, **values}, step)
+            loader = str(results.dataloader_idx)
+            count = self._eval_rows[loader] = self._eval_rows.get(loader, -1) + 1
+            if values:
+                self._write_row(values, count)
+        elif values:
+            self._write_row({"epoch": self.clocks.epoch, **values}, self.clocks.updates)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from leyden.errors import MisconfigurationException, OrderError, warn
+from leyden.hooks.dispatch import RunState
 from leyden.module_hooks import ModuleHooks
 from leyden.optimization.gradients import check_clip_value, clip, clip_algorithm
 from leyden.optimization.optimizer import unwrap
@@ -164,11 +165,7 @@ class LightningModule(ModuleHooks):
             return
         state = trainer._state
         if state.results is None:
-            raise OrderError(
-                f"self.log({name!r}, ...) cannot be used "
-                + (f"in {state.hook or 'predict_step'}" if state.stage else "outside of a run"),
-                code="log-nowhere",
-            )
+            raise OrderError(f"self.log({name!r}, ...) cannot be used {_place(state)}", code="log-nowhere")
         state.results.log(state.hook, name, value, prog_bar=prog_bar, logger=logger, **_known(options))
 
     def log_dict(self, dictionary: Any, prog_bar: bool = False, logger: bool | None = None, **options: Any) -> None:
@@ -236,7 +233,7 @@ class LightningModule(ModuleHooks):
                 optimizer.step()
 
         Call it once per ``training_step`` and optimizer, since it counts batches; several ``manual_backward`` inside of
-        one block are parts of one loss.
+        one block are parts of one loss. Where the epoch's last batch leaves it out, the window goes on in the next.
 
         Args:
             optimizer: an optimizer, or a list of those that share the window.
@@ -393,6 +390,15 @@ class LightningModule(ModuleHooks):
         """Let all parameters be trained, and switch to training."""
         self.requires_grad_(True)
         self.train()
+
+
+def _place(state: RunState) -> str:
+    """Where a run is, in words."""
+    if state.stage is None:
+        return "outside of a run"
+    if state.hook is not None:
+        return f"in {state.hook}"
+    return "in a prediction" if state.stage == "predict" else "outside of a hook"
 
 
 def _known(options: dict[str, Any]) -> dict[str, Any]:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Mapping, Sequence
-from datetime import timedelta
 from typing import Any
 
+from leyden import loggers as back_ends  # each is imported when it is used
 from leyden.callback import Callback
 from leyden.callbacks.gradient_accumulation_scheduler import GradientAccumulationScheduler
 from leyden.callbacks.progress import ProgressBar, TQDMProgressBar
-from leyden.errors import InvalidTypeError, InvalidValueError, MisconfigurationException
-from leyden.loops.cadence import Limits, ValidationCadence
+from leyden.errors import InvalidTypeError, InvalidValueError, MisconfigurationException, warn
+from leyden.loops.cadence import Limits, ValidationCadence, seconds_of
 from leyden.precision import Precision, build_precision
 
 #: Epochs of a fit for which no maximum was given.
@@ -19,7 +20,7 @@ DEFAULT_EPOCHS = 1000
 
 
 def resolve_limits(
-    *, max_epochs: int | None, min_epochs: int | None, max_steps: int, min_steps: int | None, max_time: Any
+    *, max_epochs: int | None, min_epochs: int | None, max_steps: int | None, min_steps: int | None, max_time: Any
 ) -> Limits:
     """How long a fit runs. Without any maximum it ends after 1,000 epochs, which the fit warns of."""
     for name, value, least in (
@@ -28,8 +29,9 @@ def resolve_limits(
         ("max_steps", max_steps, -1),
         ("min_steps", min_steps, 0),
     ):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
-            raise InvalidValueError(f"Trainer({name}={value!r}) must be an int >= {least}", code="trainer-limit")
+        if value is not None:
+            check_int(name, value, least=least, code="trainer-limit")
+    max_steps = -1 if max_steps is None else max_steps
     is_default = max_epochs is None and max_steps == -1 and max_time is None
     if max_epochs is None:
         max_epochs = DEFAULT_EPOCHS if is_default else -1
@@ -38,28 +40,63 @@ def resolve_limits(
         min_epochs=min_epochs or 0,
         max_steps=max_steps,
         min_steps=min_steps or 0,
-        max_seconds=_seconds(max_time),
+        max_seconds=None if max_time is None else seconds_of(max_time, what="Trainer(max_time=...)"),
         is_default=is_default,
     )
 
 
-def _seconds(max_time: Any) -> float | None:
-    """``max_time`` as seconds: None, a timedelta, its keywords as a mapping, or "DD:HH:MM:SS"."""
-    if max_time is None:
+def check_int(name: str, value: Any, *, least: int, code: str = "trainer-argument") -> None:
+    """Refuse what is no int, or too small.
+
+    Raises:
+        InvalidValueError: naming the argument.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise InvalidValueError(f"Trainer({name}={value!r}) must be an int >= {least}", code=code)
+
+
+def check_cadences(
+    *,
+    val_check_interval: Any,
+    check_val_every_n_epoch: Any,
+    num_sanity_val_steps: Any,
+    log_every_n_steps: Any,
+    reload_dataloaders_every_n_epochs: Any,
+) -> None:
+    """Refuse what cannot say how often something happens; None is the default of the argument.
+
+    Raises:
+        InvalidValueError: naming the argument.
+    """
+    if check_val_every_n_epoch is not None:
+        check_int("check_val_every_n_epoch", check_val_every_n_epoch, least=1)
+    if num_sanity_val_steps is not None:
+        check_int("num_sanity_val_steps", num_sanity_val_steps, least=-1)
+    if log_every_n_steps is not None:
+        check_int("log_every_n_steps", log_every_n_steps, least=0)
+    check_int("reload_dataloaders_every_n_epochs", reload_dataloaders_every_n_epochs, least=0)
+    check_interval(val_check_interval, check_val_every_n_epoch)
+
+
+def resolve_fast_dev_run(value: Any) -> int:
+    """Batches of a run that only finds mistakes; 0 for a real one."""
+    if not isinstance(value, bool):
+        check_int("fast_dev_run", value, least=0)
+    return int(value)
+
+
+def resolve_grad_norm(value: Any) -> float | None:
+    """Order of the norm of gradients that is logged; None, and -1 as in 1.x, log nothing."""
+    if value is None or (value == -1 and not isinstance(value, bool)):
         return None
-    try:
-        if isinstance(max_time, str):
-            days, hours, minutes, seconds = (int(part) for part in max_time.strip().split(":"))
-            max_time = timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
-        elif isinstance(max_time, Mapping):
-            max_time = timedelta(**max_time)
-        return float(max_time.total_seconds())
-    except (TypeError, ValueError, AttributeError):
+    if value == "inf":
+        return math.inf
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
         raise InvalidValueError(
-            f"Trainer(max_time={max_time!r}) must be a timedelta, a mapping of its arguments such as {{'hours': 2}}, "
-            "or a string 'DD:HH:MM:SS'",
-            code="trainer-max-time",
-        ) from None
+            f"Trainer(track_grad_norm={value!r}) must be the order of a norm: a number > 0 such as 2, or 'inf'",
+            code="trainer-argument",
+        )
+    return value
 
 
 def resolve_batch_limit(name: str, value: Any) -> int | float:
@@ -79,9 +116,8 @@ def resolve_validation_interval(
     val_check_interval: int | float | None, every_n_epochs: int | None, num_batches: int | float
 ) -> ValidationCadence:
     """When to validate, now that the number of training batches is known (inf if it is not)."""
+    check_interval(val_check_interval, every_n_epochs)
     interval = 1.0 if val_check_interval is None else val_check_interval
-    if isinstance(interval, bool) or not isinstance(interval, int | float) or interval <= 0:
-        raise _bad_interval(interval, "a positive int (batches) or a float up to 1.0 (part of the epoch)")
     if isinstance(interval, int):
         if every_n_epochs is not None and interval > num_batches:
             raise _bad_interval(
@@ -90,15 +126,27 @@ def resolve_validation_interval(
                 "batches across epochs",
             )
         return ValidationCadence(every_n_epochs=every_n_epochs, every_n_batches=interval)
-    if interval > 1:
-        raise _bad_interval(interval, "at most 1.0 if it is a float; give an int to count batches")
-    if every_n_epochs is None:
-        raise _bad_interval(interval, "an int when check_val_every_n_epoch is None, which counts batches")
     if interval == 1.0:
         return ValidationCadence(every_n_epochs=every_n_epochs)
     if num_batches == math.inf:
         raise _bad_interval(interval, "1.0 or an int, because the training loader has no length")
     return ValidationCadence(every_n_epochs=every_n_epochs, every_n_batches=max(int(num_batches * interval), 1))
+
+
+def check_interval(interval: Any, every_n_epochs: int | None) -> None:
+    """Refuse an interval between validations that no number of training batches can fit.
+
+    Raises:
+        InvalidValueError: naming ``val_check_interval``.
+    """
+    if interval is None:
+        return
+    if isinstance(interval, bool) or not isinstance(interval, int | float) or not interval > 0:
+        raise _bad_interval(interval, "a positive int (batches) or a float up to 1.0 (part of the epoch)")
+    if isinstance(interval, float) and interval > 1:
+        raise _bad_interval(interval, "at most 1.0 if it is a float; give an int to count batches")
+    if isinstance(interval, float) and every_n_epochs is None:
+        raise _bad_interval(interval, "an int when check_val_every_n_epoch is None, which counts batches")
 
 
 def _bad_interval(value: Any, wanted: str) -> MisconfigurationException:
@@ -144,15 +192,10 @@ def resolve_callbacks(callbacks: Any, *, enable_progress_bar: bool) -> list[Call
         )
     if enable_progress_bar and not bars:
         listed.append(TQDMProgressBar())
-    return monitors_last(listed)
+    return writers_last(listed)
 
 
-def is_monitor(callback: Any) -> bool:
-    """Whether a callback watches logged values, so that it must be called when the module has logged them."""
-    return bool(getattr(callback, "is_monitor", False))
-
-
-def monitors_last(callbacks: Sequence[Callback]) -> list[Callback]:
+def writers_last(callbacks: Sequence[Callback]) -> list[Callback]:
     """Callbacks as given, with those that write checkpoints at the end."""
     writers = [callback for callback in callbacks if getattr(callback, "writes_checkpoints", False)]
     return [callback for callback in callbacks if callback not in writers] + writers
@@ -176,10 +219,16 @@ def resolve_precision(name: Any, plugins: Any, *, device_type: str) -> Precision
     return chosen[0] if chosen else build_precision(name, device_type=device_type)
 
 
-def resolve_loggers(logger: Any) -> list[Any]:
-    """The loggers. True and None mean the default, and this version brings none; objects need ``log_metrics``."""
-    if logger is None or isinstance(logger, bool):
+def resolve_loggers(logger: Any, *, default_root_dir: str = ".") -> list[Any]:
+    """The loggers: True means TensorBoard's if tensorboard is installed, else a CSV file; None and False mean none.
+
+    Users' own need ``log_metrics(metrics, step)``.
+    """
+    if logger is None or logger is False:
         return []
+    if logger is True:
+        has_tensorboard = importlib.util.find_spec("tensorboard") is not None
+        return [(back_ends.TensorBoardLogger if has_tensorboard else back_ends.CSVLogger)(default_root_dir)]
     loggers = list(logger) if isinstance(logger, Sequence) else [logger]
     for one in loggers:
         if not callable(getattr(one, "log_metrics", None)):
@@ -210,4 +259,22 @@ def refuse_what_is_not_yet(arguments: Mapping[str, Any]) -> None:
             raise MisconfigurationException(
                 f"Trainer({name}={arguments[name]!r}) is not available in this version; leave it out",
                 code="not-yet",
+            )
+
+
+#: What arguments ask for that this version does not do. Their default, None, leaves the choice to the version.
+WITHOUT_EFFECT: Mapping[str, str] = {
+    "enable_checkpointing": "writes no checkpoints",
+    "enable_model_summary": "prints no summary",
+}
+
+
+def warn_of_what_is_not_yet(**arguments: Any) -> None:
+    """Say of each argument that asks for what does not come that it does not; the run is none the worse for it."""
+    for name, what in WITHOUT_EFFECT.items():
+        if arguments.get(name):
+            warn(
+                f"Trainer({name}={arguments[name]!r}) has no effect: this version {what}; leave it out",
+                code="not-yet",
+                stacklevel=4,
             )

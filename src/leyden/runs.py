@@ -12,9 +12,10 @@ from leyden.assembly import BASES, bind_hooks, build_batch_transfer
 from leyden.data.transfer import Transfer
 from leyden.errors import InvalidTypeError, MisconfigurationException
 from leyden.hooks.dispatch import Hooks, overrides
+from leyden.loggers.parameters import merge
 from leyden.loops.fit import FitParts
 from leyden.module import LightningModule
-from leyden.resolve import monitors_last
+from leyden.resolve import writers_last
 from leyden.trainer_properties import TrainerProperties
 
 
@@ -25,6 +26,15 @@ class Runs(TrainerProperties):
     _parts: FitParts | None = None
     _detect_anomaly: bool
     _autolog_hparams: bool
+    _eval_rows: dict[str, int]  # batches that the current run has evaluated, by loader
+    default_root_dir: str
+
+    @property
+    def log_dir(self) -> str | None:
+        """Folder of the first logger, for what belongs beside its files; ``default_root_dir`` without a logger."""
+        if not self.loggers:
+            return self.default_root_dir
+        return getattr(self.logger, "log_dir", None) or getattr(self.logger, "save_dir", None)
 
     def _run(self, stage: str, model: Any, datamodule: Any, body: Callable[[Hooks], Any], ckpt_path: Any) -> Any:
         """What all runs have in common: set-up, the body, teardown, and exceptions told to callbacks."""
@@ -44,12 +54,15 @@ class Runs(TrainerProperties):
         state.should_stop = False
         state.stage = "train" if stage == "fit" else stage
         self._views.clear()
+        self._eval_rows.clear()
+        status = "failed"
         try:
             self._attach_module_callbacks(model)
             hooks = self._bind_hooks()
             self._prepare(stage, hooks)
             result = body(hooks)
             self._teardown(stage, hooks)
+            status = "success"
             return result
         except BaseException as exception:
             self.interrupted = isinstance(exception, KeyboardInterrupt)
@@ -61,15 +74,23 @@ class Runs(TrainerProperties):
                 datamodule.on_exception(exception)
             raise
         finally:
-            if state.results is not None:
-                state.results.publish()
-            self._views.to_cpu()
-            state.stage = state.hook = state.results = None
-            self._optimization = self._parts = None
+            self._release()
+            self._tell_loggers("finalize", status)
+
+    def _release(self) -> None:
+        """Let go of what belongs to the run that ends."""
+        state = self._state
+        if state.results is not None:
+            state.results.publish()
+        self._views.to_cpu()
+        state.stage = state.hook = state.results = None
+        self._optimization = self._parts = None
 
     def _prepare(self, stage: str, hooks: Hooks) -> None:
         module, datamodule = self._module, self.datamodule
         assert module is not None
+        for logger in self.loggers:
+            _ = getattr(logger, "experiment", None)  # made now: a folder that takes no files shows before all work
         if datamodule is not None:
             datamodule.prepare_data()
         module.prepare_data()
@@ -105,15 +126,21 @@ class Runs(TrainerProperties):
         classes = {type(callback) for callback in brought}
         if classes:
             kept = [callback for callback in self.callbacks if type(callback) not in classes]
-            self.callbacks = monitors_last([*kept, *brought])
+            self.callbacks = writers_last([*kept, *brought])
 
     def _log_hparams(self) -> None:
-        if not self._autolog_hparams:
-            return
+        owners = [owner for owner in (self._module, self.datamodule) if owner is not None and owner._log_hyperparams]
+        if owners and self._autolog_hparams:
+            self._tell_loggers("log_hyperparams", merge([owner.hparams_initial for owner in owners]))
+        self._tell_loggers("log_graph", self._module)
+        self._tell_loggers("save")
+
+    def _tell_loggers(self, method: str, *args: Any) -> None:
+        """Call a method of every logger that has it; users' own need no more than ``log_metrics``."""
         for logger in self.loggers:
-            if callable(getattr(logger, "log_hyperparams", None)):
-                assert self._module is not None
-                logger.log_hyperparams(self._module.hparams_initial)
+            call = getattr(logger, method, None)
+            if call is not None:
+                call(*args)
 
     def _context(self) -> AbstractContextManager[Any]:
         return torch.autograd.set_detect_anomaly(True) if self._detect_anomaly else nullcontext()

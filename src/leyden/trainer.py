@@ -20,19 +20,22 @@ from leyden.loops.fit import FitLoop
 from leyden.loops.predict import PredictLoop
 from leyden.module import LightningModule
 from leyden.optimization.clocks import Clocks
-from leyden.optimization.gradients import check_clip_value, clip_algorithm
 from leyden.optimization.optimizer import LightningOptimizer
 from leyden.optimization.plan import Plan
 from leyden.optimization.toggling import Toggler
 from leyden.resolve import (
-    monitors_last,
+    check_cadences,
     refuse_what_is_not_yet,
     resolve_accumulation,
     resolve_batch_limit,
     resolve_callbacks,
+    resolve_fast_dev_run,
+    resolve_grad_norm,
     resolve_limits,
     resolve_loggers,
     resolve_precision,
+    warn_of_what_is_not_yet,
+    writers_last,
 )
 from leyden.results.views import Views
 from leyden.strategies import Strategy, build_strategy, resolve_device
@@ -47,12 +50,13 @@ class Trainer(Fits):
         devices: "auto", a number, or a list of indices; this version runs on one device.
         num_nodes: number of machines; this version runs on one.
         precision: "32-true" (default), "64-true", "16-true", "bf16-true", "16-mixed", "bf16-mixed", or 1.x spellings.
-        logger: an object with ``log_metrics(metrics, step)``, a list of them, or False.
+        logger: a logger or a list; True takes TensorBoard's if that is installed, else a CSV file. None and False log
+            nowhere.
         callbacks: a callback or a list.
-        fast_dev_run: run this many batches (True: 1) of everything, once, to find mistakes.
+        fast_dev_run: run this many batches (True: 1) of everything, once, to find mistakes; False or 0 runs in earnest.
         max_epochs: epochs at most; -1 for no limit. None means 1,000 unless another maximum is given.
         min_epochs: epochs before ``should_stop`` is heeded.
-        max_steps: optimizer steps at most, over all optimizers; -1 for no limit.
+        max_steps: optimizer steps at most, over all optimizers; -1 or None for no limit.
         min_steps: optimizer steps before ``should_stop`` is heeded.
         max_time: wall time at most: a timedelta, a mapping of its arguments, or "DD:HH:MM:SS".
         limit_train_batches: batches of an epoch at most (int), or the part of them (float). None means all.
@@ -60,13 +64,14 @@ class Trainer(Fits):
         limit_test_batches: likewise for each test loader.
         limit_predict_batches: likewise for each loader to predict for.
         overfit_batches: use this many batches (or this part) of training and validation data, unshuffled; 0 uses all.
-        val_check_interval: validate every so many batches (int) or every such part of an epoch (float).
-        check_val_every_n_epoch: validate every so many epochs; None counts batches across epochs.
-        num_sanity_val_steps: validation batches that a fit begins with; -1 for all.
-        log_every_n_steps: windows between two rows of the loggers.
-        enable_checkpointing: accepted; this version writes no checkpoints.
+        val_check_interval: validate every so many batches (int) or every such part of an epoch (float up to 1.0); None
+            validates at the epoch's end.
+        check_val_every_n_epoch: validate every so many epochs, >= 1; None counts batches across epochs.
+        num_sanity_val_steps: validation batches that a fit begins with; -1 for all. None means 2.
+        log_every_n_steps: windows between two rows of the loggers; 0 writes no rows for steps. None means 50.
+        enable_checkpointing: True warns, since this version writes no checkpoints.
         enable_progress_bar: whether to show a progress bar.
-        enable_model_summary: accepted; this version prints no summary.
+        enable_model_summary: True warns, since this version prints no summary.
         accumulate_grad_batches: micro-batches of one update: an int, or a schedule ``{epoch: int}``.
         gradient_clip_val: greatest norm (or value) of an optimizer's gradients; None clips nothing.
         gradient_clip_algorithm: "norm" (default) or "value".
@@ -83,7 +88,8 @@ class Trainer(Fits):
         default_root_dir: folder for what callbacks and loggers write; None means the current one.
         enable_autolog_hparams: whether ``save_hyperparameters`` values go to the loggers at the start.
         model_registry: not available in this version.
-        track_grad_norm: logs the norm of each optimizer's gradients before clipping: the norm's order, e.g. 2.
+        track_grad_norm: logs the norm of each optimizer's gradients before clipping: the norm's order, a number > 0 or
+            "inf"; None (or -1, as in 1.x) logs none.
 
     Raises:
         MisconfigurationException: an argument that cannot work, by name.
@@ -106,7 +112,7 @@ class Trainer(Fits):
         fast_dev_run: int | bool = False,
         max_epochs: int | None = None,
         min_epochs: int | None = None,
-        max_steps: int = -1,
+        max_steps: int | None = -1,
         min_steps: int | None = None,
         max_time: Any = None,
         limit_train_batches: int | float | None = None,
@@ -137,7 +143,7 @@ class Trainer(Fits):
         default_root_dir: str | os.PathLike[str] | None = None,
         enable_autolog_hparams: bool = True,
         model_registry: str | None = None,
-        track_grad_norm: float | None = None,
+        track_grad_norm: float | str | None = None,
     ) -> None:
         refuse_what_is_not_yet(
             {
@@ -147,18 +153,27 @@ class Trainer(Fits):
                 "model_registry": model_registry,
             }
         )
-        check_clip_value(gradient_clip_val)
+        warn_of_what_is_not_yet(enable_checkpointing=enable_checkpointing, enable_model_summary=enable_model_summary)
+        check_cadences(
+            val_check_interval=val_check_interval,
+            check_val_every_n_epoch=check_val_every_n_epoch,
+            num_sanity_val_steps=num_sanity_val_steps,
+            log_every_n_steps=log_every_n_steps,
+            reload_dataloaders_every_n_epochs=reload_dataloaders_every_n_epochs,
+        )
+        self._state = RunState()
         self.gradient_clip_val = gradient_clip_val
-        self.gradient_clip_algorithm = clip_algorithm(gradient_clip_algorithm)
+        self.gradient_clip_algorithm = gradient_clip_algorithm
         self.accelerator, self._devices = resolve_device(accelerator, devices)
         self.strategy = build_strategy(strategy, self._devices, num_nodes=num_nodes)
         self.num_nodes = num_nodes
         self._precision = resolve_precision(precision, plugins, device_type=self.strategy.root_device.type)
 
-        self.fast_dev_run = int(fast_dev_run)
+        self.fast_dev_run = resolve_fast_dev_run(fast_dev_run)
         if self.fast_dev_run:
             most = self.fast_dev_run
-            max_epochs, max_steps, num_sanity_val_steps, val_check_interval = 1, most, 0, 1.0
+            # max_steps: the limit of batches ends the run, however many optimizers step in each
+            max_epochs, max_steps, num_sanity_val_steps, val_check_interval = 1, -1, 0, 1.0
             limit_train_batches = limit_val_batches = limit_test_batches = limit_predict_batches = most
             check_val_every_n_epoch, logger, log_every_n_steps = 1, None, 1
         self.limit_train_batches = resolve_batch_limit("limit_train_batches", limit_train_batches)
@@ -169,11 +184,11 @@ class Trainer(Fits):
         self.val_check_interval = val_check_interval
         self.check_val_every_n_epoch = check_val_every_n_epoch
         self.num_sanity_val_steps = 2 if num_sanity_val_steps is None else num_sanity_val_steps
-        self.log_every_n_steps = log_every_n_steps or 50
+        self.log_every_n_steps = 50 if log_every_n_steps is None else log_every_n_steps
         self.reload_dataloaders_every_n_epochs = reload_dataloaders_every_n_epochs
         self.inference_mode = inference_mode
         self.default_root_dir = os.fspath(default_root_dir or os.getcwd())
-        self.track_grad_norm = track_grad_norm
+        self.track_grad_norm = resolve_grad_norm(track_grad_norm)
         self._detect_anomaly = detect_anomaly
         self._autolog_hparams = enable_autolog_hparams
         _set_backends(deterministic, benchmark)
@@ -181,14 +196,12 @@ class Trainer(Fits):
         limits = resolve_limits(
             max_epochs=max_epochs, min_epochs=min_epochs, max_steps=max_steps, min_steps=min_steps, max_time=max_time
         )
-        if self.fast_dev_run:
-            limits.max_steps = -1  # the limit of batches ends the run, however many optimizers step in each
         self._accumulation = accumulate_grad_batches
         self.accumulate_grad_batches, schedule = resolve_accumulation(accumulate_grad_batches)
-        self.loggers = resolve_loggers(logger)
+        self.loggers = resolve_loggers(logger, default_root_dir=self.default_root_dir)
         self.callbacks = resolve_callbacks(callbacks, enable_progress_bar=enable_progress_bar)
         if schedule is not None:
-            self.callbacks = monitors_last([*self.callbacks, schedule])
+            self.callbacks = writers_last([*self.callbacks, schedule])
 
         self._begin(limits)
 
@@ -199,7 +212,6 @@ class Trainer(Fits):
         self.validate_loop, self.test_loop, self.predict_loop = EvaluationLoop(), EvaluationLoop(), PredictLoop()
         self.interrupted = False
         self.datamodule: LightningDataModule | None = None
-        self._state = RunState()
         self._views = Views()
         self._module: LightningModule | None = None
         self._plan: Plan | None = None
@@ -311,4 +323,6 @@ def _set_backends(deterministic: bool | str | None, benchmark: bool | None) -> N
         if deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if benchmark is not None:
+        if not isinstance(benchmark, bool):
+            raise InvalidValueError(f"Trainer(benchmark={benchmark!r}) must be True, False or None", code="benchmark")
         torch.backends.cudnn.benchmark = benchmark

@@ -20,7 +20,7 @@ from leyden.loops.predict import PredictLoop
 from leyden.module import LightningModule
 from leyden.optimization.clocks import Clocks
 from leyden.optimization.optimizer import LightningOptimizer
-from leyden.optimization.plan import Plan
+from leyden.optimization.plan import Plan, with_optimizers
 from leyden.optimization.schedulers import LRSchedulerConfig
 from leyden.precision import Precision
 from leyden.results.views import Views
@@ -36,7 +36,6 @@ class TrainerProperties:
         strategy: where the model lives.
         fit_loop: runs the epochs; ``fit_loop.max_epochs`` may be raised to go on with a finished fit.
         clocks: all counters of the run.
-        accumulate_grad_batches: micro-batches of a window in the current epoch.
         datamodule: the datamodule of the current or last run, or None.
         interrupted: whether Ctrl-C ended the last run.
     """
@@ -49,7 +48,6 @@ class TrainerProperties:
     test_loop: EvaluationLoop
     predict_loop: PredictLoop
     clocks: Clocks
-    accumulate_grad_batches: int
     datamodule: LightningDataModule | None
     interrupted: bool
     _state: RunState
@@ -57,7 +55,7 @@ class TrainerProperties:
     _precision: Precision
     _module: LightningModule | None
     _handles: list[LightningOptimizer]
-    _plan: Plan | None
+    _plan: Plan | None = None
 
     # -- where the run is -----------------------------------------------------------------------------------------
 
@@ -70,6 +68,9 @@ class TrainerProperties:
         """
         if self._plan is None:
             raise OrderError("trainer.plan is there from trainer.fit(...) on", code="plan-before-fit")
+        sizes = [[len(group["params"]) for group in o.param_groups] for o in self._plan.optimizers]
+        if self._module is not None and sizes != [[len(names) for names in groups] for groups in self._plan.names]:
+            self._plan = with_optimizers(self._plan, self._plan.optimizers, self._module)  # groups were added
         return self._plan
 
     @property
@@ -172,6 +173,15 @@ class TrainerProperties:
     def num_predict_batches(self) -> list[int | float]:
         """Batches of each loader to predict for."""
         return self.predict_loop.num_batches
+
+    @property
+    def accumulate_grad_batches(self) -> int:
+        """Micro-batches of a window; setting it acts from the next batch on."""
+        return self._state.window_size
+
+    @accumulate_grad_batches.setter
+    def accumulate_grad_batches(self, value: int) -> None:
+        self._state.window_size = value
 
     @property
     def estimated_stepping_batches(self) -> int | float:

@@ -507,7 +507,7 @@ def test_clipping_in_a_hook_of_automatic_mode_acts_on_unscaled_gradients(hook: s
 
 
 def test_clipping_in_an_automatic_training_step_is_refused() -> None:
-    """Where clipping cannot act it is an error: in training_step the gradients are those of the last update."""
+    """R100: clipping follows backward. In an automatic training_step it would act on nothing, so it is an error."""
 
     class Model(Given):
         def training_step(self, batch, batch_idx):

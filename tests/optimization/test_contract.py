@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import types
 from typing import Any
 
 import pytest
@@ -88,8 +90,8 @@ def test_modes_are_eval_after_an_exception() -> None:
     assert module.optimizer.mode == "eval"
 
 
-@pytest.mark.parametrize("how", ["instance", "hook", "late"])
-def test_whoever_watches_a_step_sees_it(how: str) -> None:
+@pytest.mark.parametrize("how", ["instance", "instance under a scheduler", "class", "hook", "late"])
+def test_whoever_watches_a_step_sees_it(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """torch's wrappers are left out only where nobody looks: patches and hooks are called for every step."""
     module, seen = Model(), []
     module.optimizer = torch.optim.SGD(module.layer.parameters(), lr=0.1)
@@ -106,6 +108,20 @@ def test_whoever_watches_a_step_sees_it(how: str) -> None:
 
     if how == "instance":
         module.optimizer.step = patched
+    elif how == "instance under a scheduler":
+        module.optimizer.step = types.MethodType(
+            lambda self, *args, **kwargs: patched(*args, **kwargs), module.optimizer
+        )
+        torch.optim.lr_scheduler.StepLR(module.optimizer, 1)
+    elif how == "class":
+        original = torch.optim.SGD.step
+
+        @functools.wraps(original)
+        def tracked(self: Any, *args: Any, **kwargs: Any) -> Any:
+            seen.append("step")
+            return original(self, *args, **kwargs)
+
+        monkeypatch.setattr(torch.optim.SGD, "step", tracked)
     elif how == "hook":
         module.optimizer.register_step_pre_hook(lambda *_: seen.append("step"))
     fit(module, callbacks=[Late()] if how == "late" else [])
@@ -114,12 +130,14 @@ def test_whoever_watches_a_step_sees_it(how: str) -> None:
 
 @pytest.mark.parametrize("optimizer_class", [torch.optim.SGD, torch.optim.Adam, torch.optim.Muon])
 def test_stock_optimizers_evaluate_once(optimizer_class: Any) -> None:
-    """torch's own are known; a subclass of the user's is taken the careful way."""
+    """torch's own ``step`` is known, also where a subclass inherits it; one with its own is taken the careful way."""
     parameters = [torch.nn.Parameter(torch.ones(2, 2))]
-    assert contract_of(optimizer_class(parameters, lr=0.1)).evaluates_once
-    assert not contract_of(type("Own", (optimizer_class,), {})(parameters, lr=0.1)).evaluates_once
+    own = {"step": lambda self, closure=None: None}
+    assert contract_of(optimizer_class(parameters, lr=0.1)).bare_step is not None
+    assert contract_of(type("Inherits", (optimizer_class,), {})(parameters, lr=0.1)).bare_step is not None
+    assert contract_of(type("Own", (optimizer_class,), own)(parameters, lr=0.1)).bare_step is None
 
 
 def test_lbfgs_evaluates_as_often_as_it_likes() -> None:
     """Its closure runs inside of its step."""
-    assert not contract_of(torch.optim.LBFGS([torch.nn.Parameter(torch.ones(1))])).evaluates_once
+    assert contract_of(torch.optim.LBFGS([torch.nn.Parameter(torch.ones(1))])).bare_step is None

@@ -697,6 +697,56 @@ def test_lbfgs_takes_turns() -> None:
     assert error.value.code == "joint-lbfgs"
 
 
+class SharpnessAware(SGD):
+    """Evaluates its closure by itself, so it cannot step without one."""
+
+    def step(self, closure: Any) -> Any:  # type: ignore[override]
+        closure()
+        return super().step(closure)
+
+
+@pytest.mark.parametrize("has_scheduler", [False, True])  # which wraps step
+def test_what_needs_a_closure_takes_turns(has_scheduler: bool) -> None:
+    """V1: an optimizer whose step has a closure without a default; named, with the remedy, before any step."""
+    needy = SharpnessAware([nn.Parameter(torch.ones(1))])
+    if has_scheduler:
+        StepLR(needy, 1)
+    with pytest.raises(
+        InvalidValueError, match=r"SharpnessAware\.step cannot .* without a closure.* take turns"
+    ) as error:
+        Joint([*make(1), needy])
+    assert error.value.code == "joint-closure"
+
+
+class Duck:
+    """An optimizer of no class, whose zero_grad takes nothing."""
+
+    def __init__(self) -> None:
+        self.param_groups = [{"params": [nn.Parameter(torch.ones(1))]}]
+        self.cleared = 0
+
+    def step(self) -> None: ...
+
+    def zero_grad(self) -> None:
+        self.cleared += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None: ...
+
+
+def test_members_of_any_class_are_cleared() -> None:
+    """V1, R12: set_to_none is passed on only where it is not the default."""
+    duck, sgd = Duck(), SGD([parameter := nn.Parameter(torch.ones(1))], lr=0.1)
+    parameter.grad = torch.ones(1)
+    Joint([duck, sgd]).zero_grad()
+    assert (duck.cleared, parameter.grad) == (1, None)
+    parameter.grad = torch.ones(1)
+    Joint([sgd]).zero_grad(set_to_none=False)
+    assert parameter.grad.tolist() == [0.0]
+
+
 def test_a_group_is_added_to_a_member() -> None:
     """V1: the Joint cannot know to which."""
     a, b = make(1, 1)

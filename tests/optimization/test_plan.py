@@ -19,7 +19,7 @@ from given import Given, Manual, fit, given
 from leyden import Joint, LightningOptimizer, MisconfigurationException, Trainer
 from leyden.errors import OptimizerIdxError
 from leyden.optimization.optimizer import NoOptimizer
-from leyden.optimization.plan import Plan, build_plan, check_optimizer_idx
+from leyden.optimization.plan import Plan, build_plan, check_optimizer_idx, with_optimizers
 from leyden.optimization.schedulers import LRSchedulerConfig
 
 
@@ -168,6 +168,35 @@ def test_unknown_keys_of_an_optimizer_dict(parts: Parts) -> None:
         plan = parts.plan({"optimizer": parts.a, "lr": 3, "scheduler": parts.step})
     assert plan.optimizers == (parts.a,)
     assert plan.schedulers == ()
+
+
+@pytest.mark.parametrize(
+    ("returned", "hint"),
+    [
+        (
+            lambda p: {"optimizer": p.a, "scheduler": p.step},
+            "the scheduler under 'scheduler' is not used: did you mean",
+        ),
+        (lambda p: {"optimizer": p.a, "lr_schedulers": p.step}, "'lr_schedulers' is not used: did you mean"),
+        (lambda p: [{"optimizer": p.a, "lr_sched": p.step}], "'lr_sched' is not used: did you mean 'lr_scheduler'"),
+        (lambda p: {"optimizer": p.a, "frequencies": 1}, "'frequencies' is not used: did you mean 'frequency'"),
+        (
+            lambda p: {"optimizer": p.a, "lr_scheduler": {"scheduler": p.step, "intervall": "step"}},
+            "'intervall' is not used: did you mean 'interval'",
+        ),
+    ],
+)
+def test_misspelt_keys(parts: Parts, returned: Form, hint: str) -> None:
+    """R9: a key that resembles a known one is likely meant to be it, and what stands there is lost."""
+    with pytest.warns(RuntimeWarning, match=rf"{hint}.*\[plan-unknown-key\]"):
+        parts.plan(returned(parts))
+
+
+def test_a_key_that_resembles_one_that_is_there(parts: Parts) -> None:
+    """R9: what is given already was not meant."""
+    with pytest.warns(RuntimeWarning, match="plan-unknown-key") as caught:
+        parts.plan({"optimizer": parts.a, "lr_scheduler": parts.step, "scheduler": parts.slow})
+    assert "did you mean" not in str(caught[0].message)
 
 
 # -- when it is called ------------------------------------------------------------------------------------------------
@@ -517,6 +546,27 @@ def test_the_plan_of_a_trainer() -> None:
     assert trainer.plan.names == ((("weight",),),)
 
 
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda p: [p.a, p.a],
+        lambda p: [{"optimizer": p.a, "frequency": 1}, {"optimizer": p.a, "frequency": 2}],
+        lambda p: [Joint([p.a, p.b]), p.b],
+        lambda p: [joint := Joint([p.a]), joint],
+        lambda p: [p.a, LightningOptimizer(p.a)],
+    ],
+    ids=["alone", "in dicts", "in a Joint", "a Joint", "behind a handle"],
+)
+@pytest.mark.parametrize("automatic", [True, False])
+def test_an_optimizer_is_there_once(parts: Parts, form: Form, automatic: bool) -> None:
+    """R9: else each batch would step it twice."""
+    with pytest.raises(ValueError, match="is there twice, as optimizer 0") as caught:
+        parts.plan(form(parts), automatic=automatic)
+    assert caught.value.code == "plan-optimizer-twice"  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match="plan-optimizer-twice"):
+        with_optimizers(parts.plan([parts.a, parts.b]), [parts.a, parts.a], parts.net)
+
+
 # -- joint ------------------------------------------------------------------------------------------------------------
 
 
@@ -624,6 +674,27 @@ def test_the_table(parts: Parts) -> None:
         ["optimizer", "lr", "parameters", "turn", "schedulers"],
         ["0", "SGD", "0.1", "left.weight, left.bias", "every batch", "StepLR every epoch, StepLR every epoch"],
         ["1", "SGD", "1, 2", "right.weight, right.bias", "every batch", "ReduceLROnPlateau every 3 steps on loss"],
+    ]
+
+
+def test_groups_that_are_added_in_a_run(parts: Parts) -> None:
+    """R17: names and notes are those of now, and each member of a Joint keeps its own row."""
+    left, right = parts.net["left"], parts.net["right"]
+    a, b = SGD([left.weight], lr=0.1), SGD([right.weight], lr=0.2)
+    plan = parts.plan(Joint([a, b]))
+    assert table(plan)[1:] == [
+        ["0.0", "SGD", "0.1", "left.weight", "joint, every batch", "-"],
+        ["0.1", "SGD", "0.2", "right.weight", "joint, every batch", "-"],
+        ["trainable, but in no optimizer: left.bias, right.bias"],
+    ]
+    a.add_param_group({"params": [left.bias], "lr": 0.5})
+    left.weight.requires_grad_(False)
+    assert plan.names == ((("left.weight",), ("left.bias",), ("right.weight",)),)
+    assert table(plan)[1:] == [
+        ["0.0", "SGD", "0.1, 0.5", "left.weight, left.bias", "joint, every batch", "-"],
+        ["0.1", "SGD", "0.2", "right.weight", "joint, every batch", "-"],
+        ["trainable, but in no optimizer: right.bias"],
+        ["in an optimizer, but frozen: left.weight"],
     ]
 
 

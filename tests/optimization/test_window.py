@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from torch import Tensor, nn
@@ -133,6 +134,27 @@ def test_a_limit_of_batches_ends_the_epoch_and_its_last_window(loader: Any) -> N
     assert module.gradients == [[2.0], [8.0]]
 
 
+def test_a_validation_in_the_middle_of_a_window_leaves_its_gradients_alone(loader: Any) -> None:
+    """R113 (R44): gradients are cleared before a validation only where no window is open."""
+
+    class Model(Given):
+        def validation_step(self, batch, batch_idx):
+            self.events.append(None if self.weight.grad is None else self.weight.grad.item())
+
+    module = Model()
+    trainer = Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        enable_progress_bar=False,
+        accumulate_grad_batches=3,
+        val_check_interval=1,
+        num_sanity_val_steps=0,
+    )
+    trainer.fit(module, loader(*given(3.0, 6.0, 9.0, 5.0)), given(0.0))
+    assert module.gradients == [[6.0], [5.0]]
+    assert module.events == [1.0, 3.0, None, None]
+
+
 def test_backward_and_outputs_see_the_divided_loss() -> None:
     """R114: the loss is divided out of place, by the true size of its window (V2)."""
     seen: dict[str, list[float]] = {"backward": [], "returned": [], "outputs": []}
@@ -219,8 +241,10 @@ class Regression(LightningModule):
 class CountingSamples(Regression):
     """Says how many samples its loss is a mean of."""
 
+    count: Callable[[int], Any] = int
+
     def training_step(self, batch: Any, batch_idx: int) -> Any:
-        return {"loss": super().training_step(batch, batch_idx), "weight": len(batch[0])}
+        return {"loss": super().training_step(batch, batch_idx), "weight": self.count(len(batch[0]))}
 
 
 def micro_batches(sizes: list[int]) -> list[Any]:
@@ -279,9 +303,14 @@ def test_repro_1_of_lightning_the_last_window_is_not_diluted(loader: Any) -> Non
 
 @pytest.mark.parametrize("sizes", [[1, 5, 2], [3, 3, 1, 4], [4, 1]], ids=str)
 @pytest.mark.parametrize("every", [2, 3])
-def test_weights_make_uneven_micro_batches_one_big_batch(loader: Any, sizes: list[int], every: int) -> None:
-    """V2: {"loss", "weight"} with the number of samples gives the gradient of the mean over all samples."""
+@pytest.mark.parametrize("kind", [int, torch.tensor], ids=["number", "tensor"])
+def test_weights_make_uneven_micro_batches_one_big_batch(loader: Any, sizes: list[int], every: int, kind: Any) -> None:
+    """V2: {"loss", "weight"} with the number of samples gives the gradient of the mean over all samples.
+
+    A tensor loses no digits of a loss in double precision.
+    """
     small, big = CountingSamples(), Regression()
+    small.count = kind
     batches = micro_batches(sizes)
     fit(small, loader(*batches), max_epochs=2, accumulate_grad_batches=every)
     fit(big, merged(batches, every), max_epochs=2)
@@ -290,8 +319,16 @@ def test_weights_make_uneven_micro_batches_one_big_batch(loader: Any, sizes: lis
 
 @pytest.mark.parametrize(
     "kind",
-    [int, float, torch.tensor, lambda n: torch.tensor([float(n)]), lambda n: torch.tensor(n, dtype=torch.int32)],
-    ids=["int", "float", "tensor", "tensor of shape (1,)", "tensor of int32"],
+    [
+        int,
+        float,
+        numpy.int64,
+        numpy.float32,
+        torch.tensor,
+        lambda n: torch.tensor([float(n)]),
+        lambda n: torch.tensor(n, dtype=torch.int32),
+    ],
+    ids=["int", "float", "int of numpy", "float of numpy", "tensor", "tensor of shape (1,)", "tensor of int32"],
 )
 def test_weights_may_be_numbers_or_tensors(loader: Any, kind: Callable[[int], Any]) -> None:
     """V2: 1 token with gradient 8 and 3 with gradient 4 make gradient 5; a short window of one keeps its own."""
@@ -322,8 +359,10 @@ def test_a_weight_may_be_zero(kind: Any, weights: tuple[int, int], expected: flo
 @pytest.mark.parametrize(
     ("weight", "text"),
     [
-        (-1, "'weight' is -1; it must be a number >= 0"),
+        (-1, "'weight' is -1; it must be a finite number >= 0"),
         (math.nan, "'weight' is nan"),
+        (math.inf, "'weight' is inf"),
+        (1j, "'weight' is 1j"),
         ("3", "'weight' is '3'"),
         (True, "'weight' is True"),
         (torch.ones(2), r"'weight' is a tensor of shape \(2,\)"),
@@ -399,7 +438,7 @@ def test_the_members_of_a_joint_share_their_window(loader: Any) -> None:
 def test_a_window_is_corrected_by_what_was_unknown(count: int, losses: int, factor: float | None) -> None:
     """V2: in the plain case the factor is None, and nothing is multiplied."""
     window = Window()
-    window.begin("one", count)
+    window.begin(count)
     for _ in range(losses):
         assert window.share(torch.tensor(6.0), None).item() == 2.0
     assert window.correction() == factor

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from pytorch_lightning.plugins.precision import DoublePrecision
 from torch import Tensor, nn
 from torch.optim import LBFGS, SGD, Adam
 
@@ -197,6 +198,31 @@ def test_true_precisions_convert_everything(precision: str, dtype: torch.dtype) 
     for name, autocast, default in module.events:
         assert autocast is None
         assert default == (dtype if name in STEPS else torch.float32), name
+
+
+class Complex(LightningModule):
+    """A complex and a real parameter, and a buffer of either kind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.phase, self.gain = nn.Parameter(torch.tensor([1 + 2j])), nn.Parameter(torch.ones(1))
+        self.register_buffer("turn", torch.tensor([1j]))
+        self.register_buffer("count", torch.tensor([3]))
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"),
+    [("16-true", torch.float16), ("bf16-true", torch.bfloat16), ("64-true", torch.float64)],
+)
+def test_complex_parameters_are_left_as_they_are(precision: str, dtype: torch.dtype) -> None:
+    """R116: a complex number has no real type; as Lightning does for 64-true, only floating tensors are converted."""
+    module = Complex()
+    assert HalfPrecision(precision).convert_module(module) is module
+    assert (module.gain.dtype, module.dtype, module.count.dtype) == (dtype, dtype, torch.int64)
+    assert (module.phase.dtype, module.turn.dtype) == (torch.complex64, torch.complex64)
+    assert (module.phase.item(), module.turn.item()) == (1 + 2j, 1j)
+    theirs = DoublePrecision().convert_module(Complex())
+    assert precision != "64-true" or [p.dtype for p in theirs.parameters()] == [p.dtype for p in module.parameters()]
 
 
 def test_full_precision_changes_nothing() -> None:

@@ -174,24 +174,29 @@ def fused(params: Any, lr: float) -> Adam:
 
 
 @pytest.mark.parametrize(
-    ("by_hand", "clip"),
-    [(False, None), (False, 0.1), (True, None)],  # by hand the Trainer does not clip (R83); test_clipping.py does
-    ids=["automatic", "automatic and clipped", "manual"],
+    ("by_hand", "every", "clip"),  # by hand the Trainer neither clips nor accumulates (R83)
+    [(False, 1, None), (False, 1, 0.1), (False, 3, None), (False, 3, 0.1), (True, 1, None)],
 )
 @pytest.mark.parametrize("make", [SGD, Adam, fused], ids=lambda make: make.__name__)
-def test_a_run_has_the_bits_of_the_loop_that_torch_documents(by_hand: bool, make: Any, clip: float | None) -> None:
+def test_a_run_has_the_bits_of_the_loop_that_torch_documents(
+    by_hand: bool, every: int, make: Any, clip: float | None
+) -> None:
     """R118, R121, R124, V8: weights, optimizer state, and the scaler's own state, through overflow and growth."""
     module, twin = Net(make, by_hand), Net(make)
-    options = {"init_scale": 2.0**12, "growth_interval": 3}
-    trainer = fit_half(module, net_batches(), options, gradient_clip_val=clip)
+    options = {"init_scale": 2.0**12, "growth_interval": 2}
+    trainer = fit_half(
+        module, net_batches(), options, max_epochs=2, gradient_clip_val=clip, accumulate_grad_batches=every
+    )
 
     optimizer, scaler = twin.configure_optimizers(), torch.amp.GradScaler("cpu", **options)
-    skipped = 0
-    for batch in net_batches():
-        with torch.autocast("cpu", dtype=torch.float16):
-            loss = twin.loss(batch)
+    skipped = grown = 0
+    batches = net_batches()
+    for window in [batches[i : i + every] for i in range(0, len(batches), every)] * 2:
         optimizer.zero_grad()
-        scaler.scale(loss).backward()
+        for batch in window:
+            with torch.autocast("cpu", dtype=torch.float16):
+                loss = twin.loss(batch)
+            scaler.scale(loss / len(window)).backward()
         scaler.unscale_(optimizer)
         if clip is not None:
             clip_grad_norm_(twin.parameters(), clip)
@@ -199,7 +204,9 @@ def test_a_run_has_the_bits_of_the_loop_that_torch_documents(by_hand: bool, make
         before = scaler.get_scale()
         scaler.update()
         skipped += scaler.get_scale() < before
+        grown += scaler.get_scale() > before
     assert skipped > 0
+    assert grown > 0
     assert scaler.state_dict() == trainer.scaler.state_dict()
     assert trainer.clocks.optimizers[0].skipped == {"non-finite gradients": skipped}
     assert_same(twin, optimizer, module)
@@ -719,6 +726,13 @@ def test_closure_optimizers_have_the_bits_of_a_loop_by_hand(precision: str, by_h
         assert torch.equal(twin.state_dict()[name], weight), name
 
 
+def test_the_evaluations_of_one_update_change_the_scale_once() -> None:
+    """V6, V7: the window has one verdict, however often its closure is evaluated."""
+    module = Parabola()
+    trainer = fit_half(module, given(1.0, 4.0, 2.0), {"growth_interval": 1}, accumulate_grad_batches=2)
+    assert scale_of(trainer) == 4 * SCALE
+
+
 def test_lbfgs_under_float16_replays_its_window() -> None:
     """V5, V7: accumulation, scaling and several evaluations at once: the optimum of 1 and 4 is 2.5."""
     module = Parabola()
@@ -837,9 +851,9 @@ def test_an_undone_update_keeps_the_optimizers_own_objects(module_class: Any) ->
     assert trainer.optimizers[0].param_groups[0] is groups[0]
 
 
-@modes
-def test_state_of_another_type_than_its_parameter_survives_an_undone_update(module_class: Any) -> None:
-    """V7: state that an optimizer keeps in float64 comes back in float64, with all its bits."""
+@pytest.mark.parametrize("module_class", [Falling, FallingByHand], ids=["automatic", "manual"])
+def test_what_an_optimizer_keeps_survives_an_undone_update(module_class: Any) -> None:
+    """V7: state in float64 comes back in float64, with all its bits; what it has noted in its group as well."""
 
     class Keeping(SGD):
         def step(self, closure=None):
@@ -847,14 +861,16 @@ def test_state_of_another_type_than_its_parameter_survives_an_undone_update(modu
             self.state[parameter].setdefault("average", torch.tensor([1 / 3], dtype=torch.float64))
             closure()
             self.state[parameter]["average"].mul_(0.5)
+            self.param_groups[0]["evaluations"] = self.param_groups[0].get("evaluations", 0) + 1
             closure()
             return super().step()
 
     module = module_class()
     module.make = lambda params: Keeping(params, lr=0.1)
-    trainer = fit_half(module, given(1.0, math.inf))
-    average = trainer.optimizers[0].state[module.weight]["average"]
-    assert torch.equal(torch.tensor([1 / 3], dtype=torch.float64) / 2, average)
+    module.bad = 4  # the second one of the second update
+    optimizer = fit_half(module, given(1.0, 1.0)).optimizers[0]
+    assert torch.equal(torch.tensor([1 / 3], dtype=torch.float64) / 2, optimizer.state[module.weight]["average"])
+    assert optimizer.param_groups[0]["evaluations"] == 1
 
 
 # -------------------------------------------------------------------------------------------------- V8: fused

@@ -12,16 +12,18 @@ collection of loaders. Its items decide, by what :func:`kind_of` says of them:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import is_dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from leyden import errors
 from leyden.rank import rank_zero_warn
-from leyden.types import Loader
+
+Loader: TypeAlias = Iterable[Any]
+"""Anything that can be iterated once per epoch; most often a ``torch.utils.data.DataLoader``."""
 
 Kind = Literal["batch", "loader", "either", "nested"]
 

@@ -17,9 +17,9 @@ from torch.utils.data import (
 )
 
 from leyden import errors
+from leyden.data.kinds import Loader
 from leyden.rank import rank_zero_only, rank_zero_warn
 from leyden.seed import worker_init
-from leyden.types import Loader
 
 _END: Any = object()  # what next() gives at the end of a loader; a batch may well be None
 

@@ -40,7 +40,7 @@ def also_first_era(hook: Hook) -> Hook:
     return take_anything  # type: ignore[return-value]
 
 
-class Turns(Protocol):
+class OptimizerIndex(Protocol):
     """What an adapter needs to know about the optimizers of the run."""
 
     def index_of(self, optimizer: Any) -> int:
@@ -88,7 +88,7 @@ class Signature(NamedTuple):
         return several and self.has_args
 
 
-def adapt(method: Method, hook: str, *, several: bool, turns: Turns, mixed: bool = False) -> Method:
+def adapt(method: Method, hook: str, *, several: bool, turns: OptimizerIndex, mixed: bool = False) -> Method:
     """Return ``method`` callable in the 2.x form of ``hook``.
 
     Args:
@@ -104,7 +104,7 @@ def adapt(method: Method, hook: str, *, several: bool, turns: Turns, mixed: bool
     return adapter(method, Signature.of(method), several, turns, mixed)
 
 
-def _optimizer_step(method: Method, signature: Signature, several: bool, turns: Turns, mixed: bool) -> Method:
+def _optimizer_step(method: Method, signature: Signature, several: bool, turns: OptimizerIndex, mixed: bool) -> Method:
     if not signature.is_first_era(5, several=several):
         return method
     flags = {"on_tpu": False, "using_native_amp": mixed}
@@ -126,7 +126,7 @@ def _accepted(signature: Signature, keywords: Mapping[str, Any]) -> dict[str, An
 def _with_index(arity: int) -> Callable[..., Method]:
     """Adapter of hooks whose 1.x form has the optimizer's index behind the optimizer, the last argument of 2.x."""
 
-    def adapter(method: Method, signature: Signature, several: bool, turns: Turns, mixed: bool) -> Method:
+    def adapter(method: Method, signature: Signature, several: bool, turns: OptimizerIndex, mixed: bool) -> Method:
         if not signature.is_first_era(arity, several=several):
             return method
         return lambda *args: method(*args, turns.index_of(args[-1]))
@@ -135,7 +135,7 @@ def _with_index(arity: int) -> Callable[..., Method]:
 
 
 def _configure_gradient_clipping(
-    method: Method, signature: Signature, several: bool, turns: Turns, mixed: bool
+    method: Method, signature: Signature, several: bool, turns: OptimizerIndex, mixed: bool
 ) -> Method:
     named = {"gradient_clip_val", "gradient_clip_algorithm"} <= {*signature.positional, *signature.keyword_only}
     by_name = named or (signature.has_kwargs and len(signature.positional) <= 2)
@@ -150,13 +150,15 @@ def _configure_gradient_clipping(
     return call
 
 
-def _backward(method: Method, signature: Signature, several: bool, turns: Turns, mixed: bool) -> Method:
+def _backward(method: Method, signature: Signature, several: bool, turns: OptimizerIndex, mixed: bool) -> Method:
     if not signature.is_first_era(3, several=several):
         return method
     return lambda loss, *args, **kwargs: method(loss, *turns.active(), *args, **kwargs)
 
 
-def _lr_scheduler_step(method: Method, signature: Signature, several: bool, turns: Turns, mixed: bool) -> Method:
+def _lr_scheduler_step(
+    method: Method, signature: Signature, several: bool, turns: OptimizerIndex, mixed: bool
+) -> Method:
     if not signature.is_first_era(3, several=several):
         return method
 
@@ -170,7 +172,7 @@ def _lr_scheduler_step(method: Method, signature: Signature, several: bool, turn
 def _train_batch(arity: int) -> Callable[..., Method]:
     """Adapter of ``on_train_batch_start/end``: 1.x had one more value, always 0."""
 
-    def adapter(method: Method, signature: Signature, several: bool, turns: Turns, mixed: bool) -> Method:
+    def adapter(method: Method, signature: Signature, several: bool, turns: OptimizerIndex, mixed: bool) -> Method:
         wants_more = "unused" in signature.positional or "dataloader_idx" in signature.positional
         if not wants_more and signature.required <= arity:
             return method
@@ -182,7 +184,7 @@ def _train_batch(arity: int) -> Callable[..., Method]:
 def _evaluation_batch(arity: int) -> Callable[..., Method]:
     """Adapter of the evaluation's batch hooks: 2.x omits ``dataloader_idx`` when there is only one loader."""
 
-    def adapter(method: Method, signature: Signature, several: bool, turns: Turns, mixed: bool) -> Method:
+    def adapter(method: Method, signature: Signature, several: bool, turns: OptimizerIndex, mixed: bool) -> Method:
         if signature.required <= arity:
             return method
         return lambda *args: method(*args, 0) if len(args) == arity else method(*args)
@@ -190,7 +192,7 @@ def _evaluation_batch(arity: int) -> Callable[..., Method]:
     return adapter
 
 
-def _stage(method: Method, signature: Signature, several: bool, turns: Turns, mixed: bool) -> Method:
+def _stage(method: Method, signature: Signature, several: bool, turns: OptimizerIndex, mixed: bool) -> Method:
     if signature.names("stage") or signature.has_kwargs:
         return lambda stage: method(stage=stage)
     if signature.positional or signature.has_args:
@@ -198,14 +200,16 @@ def _stage(method: Method, signature: Signature, several: bool, turns: Turns, mi
     return lambda stage: method()
 
 
-def _predict_epoch_end(method: Method, signature: Signature, several: bool, turns: Turns, mixed: bool) -> Method:
+def _predict_epoch_end(
+    method: Method, signature: Signature, several: bool, turns: OptimizerIndex, mixed: bool
+) -> Method:
     """Inside, the results are always passed; the 2.x form does not want them."""
     if signature.positional:
         return method
     return lambda results: method()
 
 
-_ADAPTERS: dict[str, Callable[[Method, Signature, bool, Turns, bool], Method]] = {
+_ADAPTERS: dict[str, Callable[[Method, Signature, bool, OptimizerIndex, bool], Method]] = {
     "optimizer_step": _optimizer_step,
     "optimizer_zero_grad": _with_index(4),
     "on_before_optimizer_step": _with_index(2),

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from leyden.hooks import events
-from leyden.hooks.dialects import Turns, adapt
+from leyden.hooks.dialects import OptimizerIndex, adapt
 
 Listener = Callable[..., Any]
 
@@ -24,15 +24,17 @@ class RunState:
         hook: name of the hook that runs now, or None.
         results: the collector of ``self.log``, or None where nothing is collected.
         should_stop: whether somebody asked the fit to end.
+        window_size: micro-batches of an accumulation window.
     """
 
-    __slots__ = ("hook", "results", "should_stop", "stage")
+    __slots__ = ("hook", "results", "should_stop", "stage", "window_size")
 
     def __init__(self) -> None:
         self.stage: str | None = None
         self.hook: str | None = None
         self.results: Any = None
         self.should_stop = False
+        self.window_size = 1
 
 
 class Hook:
@@ -117,7 +119,7 @@ class Hooks:
         callbacks: Sequence[Any],
         trainer: Any,
         state: RunState,
-        turns: Turns,
+        turns: OptimizerIndex,
         bases: tuple[type, ...],
         several: bool = False,
         mixed: bool = False,

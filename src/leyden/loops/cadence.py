@@ -3,10 +3,38 @@
 from __future__ import annotations
 
 import math
+import re
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Final
 
+from leyden.errors import InvalidValueError
 from leyden.optimization.clocks import Clocks
+
+_DURATION: Final = r"(\d+):(\d\d):(\d\d):(\d\d)"
+
+
+def seconds_of(duration: Any, *, what: str) -> float:
+    """Seconds of a timedelta, of a mapping of its arguments, or of "DD:HH:MM:SS".
+
+    Raises:
+        InvalidValueError: anything else; ``what`` says where it came from.
+    """
+    try:
+        if isinstance(duration, str):
+            days, hours, minutes, seconds = re.fullmatch(_DURATION, duration.strip()).groups()  # type: ignore[union-attr]
+            duration = timedelta(days=int(days), hours=int(hours), minutes=int(minutes), seconds=int(seconds))
+        elif isinstance(duration, Mapping):
+            duration = timedelta(**duration)
+        return float(duration.total_seconds())
+    except (TypeError, ValueError, AttributeError):
+        raise InvalidValueError(
+            f"{what} was given {duration!r}; expected 'DD:HH:MM:SS', a timedelta, or a mapping of its arguments, "
+            "such as {'hours': 2}",
+            code="duration",
+        ) from None
 
 
 @dataclass(kw_only=True)
@@ -56,10 +84,12 @@ class ValidationCadence:
     every_n_epochs: int | None = 1
     every_n_batches: float = math.inf
 
-    def is_due(self, clocks: Clocks, *, is_last: bool) -> bool:
-        """Whether the batch that just ended is followed by a validation."""
+    def is_due(self, clocks: Clocks, *, is_last: bool, stops: bool = False) -> bool:
+        """Whether the batch that just ended is followed by a validation; the last one of a fit that stops is."""
         if self.every_n_epochs is not None and (clocks.epoch + 1) % self.every_n_epochs != 0:
             return False
+        if stops:
+            return True
         if self.every_n_batches == math.inf:
             return is_last
         count = clocks.micro_batches if self.every_n_epochs is None else clocks.batch_idx + 1

@@ -47,12 +47,12 @@ class FitParts:
         hooks: the users' hooks.
         state: where the run is.
         results: collects ``self.log``.
-        window_size: micro-batches of a window in the current epoch.
         transfer: brings a batch to the device; None if it is there.
         validate: runs a validation; None if there is nothing to validate on.
         write_row: writes values to the loggers; None without loggers.
         log_every: windows between two rows of the loggers.
         epoch_outputs: collects outputs for the module's 1.x ``training_epoch_end``, or None.
+        check: raises if the module has changed what the engine was built for; asked before every epoch.
         clear_gradients: the module's ``on_validation_model_zero_grad``.
         switch: puts optimizers that have modes into "train" or "eval".
     """
@@ -61,13 +61,13 @@ class FitParts:
     hooks: Hooks
     state: RunState
     results: Results
-    window_size: Callable[[], int]
     schedulers: Schedulers | None = None
     transfer: Transfer | None = None
     validate: Callable[[], Any] | None = None
     write_row: WriteRow | None = None
     log_every: int = 50
     epoch_outputs: EpochOutputs | None = None
+    check: Callable[[], None] | None = None
     clear_gradients: Callable[[], Any] | None = None
     switch: Callable[[str], None] | None = None
 
@@ -79,6 +79,11 @@ class FitLoop:
     Args:
         limits: how long to run.
         clocks: counts everything.
+
+    Attributes:
+        num_batches: batches of an epoch; inf if unknown.
+        loader: the training loader.
+        cadence: when to validate.
     """
 
     def __init__(self, limits: Limits, clocks: Clocks) -> None:
@@ -88,11 +93,11 @@ class FitLoop:
         self.loader: Any = None
         self._batches: Batches | None = None
         self._loaded_in: int | None = None
-        self._cadence = ValidationCadence()
-        self._told_minimum = False
+        self.cadence = ValidationCadence()
         self._load: Callable[[], tuple[Any, int | float]] = _not_connected
-        self._build_cadence: Callable[[int | float], ValidationCadence] = lambda batches: ValidationCadence()
+        self._build_cadence: Callable[[int | float], ValidationCadence] = _default_cadence
         self._reload_every = 0
+        self._told: set[str] = set()
 
     @property
     def max_epochs(self) -> int:
@@ -139,20 +144,28 @@ class FitLoop:
         self._load, self._build_cadence, self._reload_every = load, build_cadence, reload_every
         self._loaded_in = None
 
+    def disconnect(self) -> None:
+        """Forget where the data came from; loader and number of batches stay to be read."""
+        self._load, self._build_cadence, self._loaded_in = _not_connected, _default_cadence, None
+
     def load(self) -> None:
         """Ask for the training loader, unless it is there and still good."""
         epoch = self.clocks.epoch
+        if self._load is _not_connected and self.loader is not None:
+            return  # the fit is over, and its loader is still known
         if self._loaded_in is not None and not (self._reload_every and epoch - self._loaded_in >= self._reload_every):
             return
         self.loader, self.num_batches = self._load()
         self._loaded_in = epoch
-        self._cadence = self._build_cadence(self.num_batches)
+        self.cadence = self._build_cadence(self.num_batches)
+
+    def _stops(self, state: RunState) -> bool:
+        return state.should_stop and self.limits.may_stop(self.clocks)
 
     def is_over(self, state: RunState) -> bool:
         """Whether no further epoch may start."""
         limits, clocks = self.limits, self.clocks
-        stops = state.should_stop and limits.may_stop(clocks)
-        return stops or limits.steps_are_over(clocks) or limits.epochs_are_over(clocks)
+        return self._stops(state) or limits.steps_are_over(clocks) or limits.epochs_are_over(clocks)
 
     def run(self, parts: FitParts) -> None:
         """Run epochs until a limit is reached."""
@@ -164,7 +177,7 @@ class FitLoop:
                 hooks.on_train_start()
             while not self.is_over(parts.state):
                 self._start_epoch(parts)
-                is_complete = self.run_epoch(parts)
+                is_complete = not self._stops(parts.state) and self.run_epoch(parts)
                 self._end_epoch(parts, is_complete)
         finally:
             if parts.switch is not None:
@@ -174,37 +187,34 @@ class FitLoop:
 
     def run_epoch(self, parts: FitParts) -> bool:
         """Run the batches of one epoch; returns whether all of them ran."""
-        clocks, hooks, results = self.clocks, parts.hooks, parts.results
+        clocks, hooks, results, state = self.clocks, parts.hooks, parts.results, parts.state
         run, transfer, schedulers = parts.optimization.run, parts.transfer, parts.schedulers
-        every = parts.window_size()
         batches = self._batches = Batches(self.loader, self.num_batches)
-        outputs: Any = {}
-        batch_idx = -1
-        is_complete = True
+        starts = hooks.on_train_batch_start is not None or hooks.on_batch_start is not None
+        steps_before, batch_idx = clocks.global_step, -1
         for batch_idx, batch in enumerate(batches):
             clocks.batch_idx = batch_idx
             clocks.micro_batches += 1
-            is_last = batches.is_last
+            every, is_last = state.window_size, batches.is_last
             closes = every == 1 or is_last or (batch_idx + 1) % every == 0
             if transfer is not None:
                 batch = transfer(batch, 0)
             results.batch = batch
             if batch is None:
                 warn("the loader yielded None: this batch is skipped", code="batch-none")
-                outputs = {}
-            else:
-                if hooks.on_batch_start is not None:
-                    hooks.on_batch_start()
-                if hooks.on_train_batch_start is not None and hooks.on_train_batch_start(batch, batch_idx) == -1:
-                    batches.is_last = True
-                    if schedulers is not None:
-                        schedulers.after_batch(batch_idx, closes=True, is_last=True)
-                    break
-                if every == 1:
+            elif starts and self._is_refused(hooks, batch, batch_idx):
+                batches.is_last = True
+                if schedulers is not None:
+                    schedulers.after_batch(batch_idx, closes=True, is_last=True)
+                break
+            outputs: Any = {}
+            if every == 1:
+                if batch is not None:
                     outputs = run(batch, batch_idx, clocks.micro_batches, 1, True)
-                else:
-                    window = (clocks.epoch, batch_idx // every)
-                    outputs = run(batch, batch_idx, window, self._true_size(batch_idx, every), closes)
+            else:
+                first = batch_idx - batch_idx % every
+                key = clocks.micro_batches - batch_idx + first
+                outputs = run(batch, batch_idx, key, self._true_size(first, every), closes)
             if schedulers is not None and (is_last or schedulers.after_every_batch):
                 schedulers.after_batch(batch_idx, closes=closes, is_last=is_last)
             if hooks.on_train_batch_end is not None:
@@ -214,16 +224,42 @@ class FitLoop:
             if parts.epoch_outputs is not None:
                 parts.epoch_outputs.add(outputs)
             if self._end_batch(parts, closes=closes, is_last=is_last):
-                is_complete = is_last
-                break
-        else:
-            if not batches.is_last and batch_idx >= 0 and schedulers is not None:
-                schedulers.after_batch(batch_idx, closes=False, is_last=True)
-        return is_complete and batch_idx >= 0
+                return is_last
+        if not batches.is_last and schedulers is not None:  # the loader ended before its length
+            schedulers.after_batch(batch_idx, closes=False, is_last=True)
+        self._check_progress(batch_idx + 1, clocks.global_step - steps_before)
+        return True
 
-    def _true_size(self, batch_idx: int, every: int) -> int:
-        """Micro-batches of the window that ``batch_idx`` is in, as far as is known; a short last one is shorter."""
-        left = self.num_batches - (batch_idx - batch_idx % every)
+    def _is_refused(self, hooks: Hooks, batch: Any, batch_idx: int) -> bool:
+        """Announce a batch; the module may refuse the rest of the epoch by returning -1."""
+        if hooks.on_batch_start is not None:
+            hooks.on_batch_start()
+        return hooks.on_train_batch_start is not None and hooks.on_train_batch_start(batch, batch_idx) == -1
+
+    def _check_progress(self, num_batches: int, num_steps: int) -> None:
+        """Say why a fit would never end.
+
+        Raises:
+            OrderError: the loader yielded nothing, so no limit would ever be reached.
+        """
+        if num_batches == 0:
+            raise OrderError(
+                f"the training loader yielded no batch in epoch {self.clocks.epoch}. An iterator or a generator can be "
+                "used only once: pass an object whose __iter__ starts anew, a list or a DataLoader",
+                code="no-batches",
+            )
+        only_steps = self.limits.max_steps != -1 and self.limits.max_epochs == -1
+        if only_steps and num_steps == 0 and "steps" not in self._told:
+            self._told.add("steps")
+            warn(
+                "an epoch has passed without an optimizer step that counts, so max_steps may never be reached; step "
+                "what self.optimizers() returns",
+                code="no-steps",
+            )
+
+    def _true_size(self, first: int, every: int) -> int:
+        """Micro-batches of the window that begins with batch ``first``; an epoch's last one may be shorter."""
+        left = self.num_batches - first
         return every if left >= every else int(left)
 
     def _end_batch(self, parts: FitParts, *, closes: bool, is_last: bool) -> bool:
@@ -232,14 +268,14 @@ class FitLoop:
         parts.optimization.end_batch(closes)
         if parts.write_row is not None and closes and self._row_is_due(parts):
             self._write_row(parts, parts.results.step_metrics())
-        stops = state.should_stop and self.limits.may_stop(clocks)
-        if parts.validate is not None and (stops or self._cadence.is_due(clocks, is_last=is_last)):
+        stops = state.should_stop and self._stops(state)
+        if parts.validate is not None and self.cadence.is_due(clocks, is_last=is_last, stops=stops):
             self._validate(parts, mid_window=not closes)
         if closes:
             if parts.schedulers is not None and parts.schedulers.after_every_validation:
                 parts.schedulers.plateau_after_batch(clocks.batch_idx)
             clocks.updates += 1
-        if state.should_stop and self.limits.may_stop(clocks):
+        if state.should_stop and self._stops(state):
             return True
         limits = self.limits
         return (limits.max_steps != -1 or limits.max_seconds is not None) and limits.steps_are_over(clocks)
@@ -255,7 +291,8 @@ class FitLoop:
             parts.switch("train")
 
     def _row_is_due(self, parts: FitParts) -> bool:
-        return (self.clocks.updates + 1) % parts.log_every == 0 or parts.state.should_stop
+        every = parts.log_every
+        return every > 0 and ((self.clocks.updates + 1) % every == 0 or parts.state.should_stop)
 
     def _write_row(self, parts: FitParts, values: Mapping[str, Any], step: int | None = None) -> None:
         if values and parts.write_row is not None:
@@ -263,6 +300,8 @@ class FitLoop:
             parts.write_row({"epoch": self.clocks.epoch, **values}, step)
 
     def _start_epoch(self, parts: FitParts) -> None:
+        if parts.check is not None:
+            parts.check()
         self.load()
         set_epoch(self.loader, self.clocks.epoch)
         if parts.hooks.on_epoch_start is not None:
@@ -286,12 +325,16 @@ class FitLoop:
         results.reset()
         self.clocks.epoch += 1
         state = parts.state
-        if state.should_stop and not self.limits.may_stop(self.clocks) and not self._told_minimum:
-            self._told_minimum = True
+        if state.should_stop and not self.limits.may_stop(self.clocks) and "minimum" not in self._told:
+            self._told.add("minimum")
             warn(
                 "trainer.should_stop was set, but min_epochs or min_steps is not reached yet; the fit goes on",
                 code="stop-before-minimum",
             )
+
+
+def _default_cadence(num_batches: int | float) -> ValidationCadence:
+    return ValidationCadence()
 
 
 def _not_connected() -> tuple[Any, int | float]:

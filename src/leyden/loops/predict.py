@@ -84,7 +84,9 @@ class PredictLoop:
             if parts.transfer is not None:
                 batch = parts.transfer(batch, index)
             hooks.call("on_predict_batch_start", batch, batch_idx, *more)
+            parts.state.hook = "predict_step"
             prediction = parts.step(batch, batch_idx, index)
+            parts.state.hook = None
             hooks.call("on_predict_batch_end", prediction, batch, batch_idx, *more)
             if parts.keeps:
                 predictions.append(prediction)

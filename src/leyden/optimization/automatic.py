@@ -22,11 +22,11 @@ from torch import Tensor
 
 from leyden.errors import MisconfigurationException, OrderError, warn
 from leyden.hooks.dispatch import Hook, RunState
-from leyden.optimization.bare import backward, drop_gradients
-from leyden.optimization.clocks import Clocks
+from leyden.optimization.bare import backward
+from leyden.optimization.clocks import Clocks, Verdict
 from leyden.optimization.toggling import Toggler
 from leyden.optimization.turns import Turn, Turns
-from leyden.optimization.update import NO_LOSS, NO_STEP, Updates
+from leyden.optimization.update import Updates
 from leyden.optimization.window import Weight
 from leyden.precision.scaling import LossScale
 
@@ -74,8 +74,9 @@ class AutomaticOptimization:
 
     Attributes:
         output_indices: whose outputs the last batch of several optimizers returned.
-        run: ``(batch, batch_idx, window, size, closes)`` -> outputs: runs one batch. ``window`` identifies the window
-            that the batch is part of, ``size`` is its true size, ``closes`` says that this is its last micro-batch.
+        run: ``(batch, batch_idx, window, size, closes)`` -> outputs: runs one batch. ``window`` tells the window that
+            the batch is part of from others, ``size`` is its true size, ``closes`` says that this is its last
+            micro-batch. A batch that is None has no ``training_step``; it only closes the window that it ends.
     """
 
     def __init__(
@@ -97,45 +98,43 @@ class AutomaticOptimization:
         self._calls = calls
         self._clocks = clocks
         self._state = state
-        self._toggler = toggler
+        if toggler is not None:
+            self._toggle = calls.toggle or toggler.toggle
+            self._untoggle = calls.untoggle or toggler.untoggle
         self._loss_scale = loss_scale
         self._no_sync = no_sync
         self.output_indices: list[int] = []
         self._closes = True
-        self._zero_grads = {turn.index: _zero_grad(turn, calls) for turn in turns}
+        self._zero_grads = [_zero_grad(turn, calls) for turn in turns]
         for turn in turns:
-            once = turn.contract.evaluates_once and calls.optimizer_step is None
+            once = turn.contract.bare_step is not None and calls.optimizer_step is None
             turn.keeps_batches = not once
             turn.wants_value = not once
         alone = len(turns) == 1 and toggler is None
         self.run: Callable[..., Any] = partial(self._update, turns[0]) if alone else self._take_turns
 
-    def _take_turns(self, batch: Any, batch_idx: int, window: Any, size: int, closes: bool) -> list[dict[str, Any]]:
+    def _take_turns(self, batch: Any, batch_idx: int, window: int, size: int, closes: bool) -> list[dict[str, Any]]:
         outputs = []
         self.output_indices = []
-        toggle = self._calls.toggle or self._toggler.toggle  # type: ignore[union-attr]
-        untoggle = self._calls.untoggle or self._toggler.untoggle  # type: ignore[union-attr]
         for turn in self.turns.on_batch(self._clocks.micro_batches - 1):
-            toggle(turn.optimizer)
+            self._toggle(turn.optimizer)
             try:
                 output = self._update(turn, batch, batch_idx, window, size, closes)
             finally:
-                untoggle(turn.optimizer)
+                self._untoggle(turn.optimizer)
             if output:
                 outputs.append(output)
                 self.output_indices.append(turn.index)
         return outputs
 
-    def _update(
-        self, turn: Turn, batch: Any, batch_idx: int, window_id: Any, size: int, closes: bool
-    ) -> dict[str, Any]:
+    def _update(self, turn: Turn, batch: Any, batch_idx: int, key: int, size: int, closes: bool) -> dict[str, Any]:
         """The part of one optimizer in one batch; returns ``{"loss", **extras}``, or an empty dict."""
         self.turns.current = turn
         self._closes = closes
         window = turn.window
-        opens = window.id != window_id
+        opens = window.key != key
         if opens:
-            window.begin(window_id, size)
+            window.begin(size, key)
         if turn.keeps_batches:
             window.batches.append((batch, batch_idx))
         evaluations = 0
@@ -160,7 +159,7 @@ class AutomaticOptimization:
             return self._value(turn, loss) if turn.wants_value else None
 
         if closes:
-            turn.skipped = None
+            turn.verdict = Verdict.APPLIED
             if self._calls.optimizer_step is None:
                 turn.handle.step(closure)
             else:
@@ -185,11 +184,13 @@ class AutomaticOptimization:
         """One micro-batch: training_step, zero_grad on a window's first, backward. The loss is its share."""
         calls, state = self._calls, self._state
         before, state.hook = state.hook, "training_step"
-        output = calls.training_step(batch, batch_idx, *turn.arguments)
-        state.hook = before
+        try:
+            output = calls.training_step(batch, batch_idx, *turn.arguments) if batch is not None else _NOTHING
+        finally:
+            state.hook = before
         loss, weight, extras = (output, None, {}) if isinstance(output, Tensor) else unpack(output)
         if zero:
-            self._zero_grads[turn.index](self._clocks.epoch, batch_idx, turn.optimizer)
+            self._zero_grads[turn.index](self._clocks.epoch, batch_idx)
         if loss is None:
             return None, extras
         loss = share = turn.window.share(loss, weight)
@@ -220,23 +221,22 @@ class AutomaticOptimization:
 
     def _value(self, turn: Turn, loss: Tensor | None) -> Tensor | None:
         """What the closure returns to an optimizer or an override that reads it."""
-        value = turn.window.value(loss, whole=not turn.contract.evaluates_once)
+        value = turn.window.value(loss, whole=turn.contract.bare_step is None)
         # A window without a loss has no gradients, so any number ends a line search at once.
         return torch.zeros(()) if value is None and turn.contract.reads_value else value
 
     def _count(self, turn: Turn) -> None:
         """Count an ``optimizer_step``; one that only ran the closure counts as well."""
         self._clocks.global_step += 1
-        if turn.is_fresh and turn.skipped is None:
-            turn.skipped = NO_STEP
-        elif turn.window.losses == 0:
-            turn.skipped = NO_LOSS
-        clock = turn.clock
-        if turn.skipped is None:
-            clock.attempted += 1
-            clock.applied += 1
+        if turn.window.losses == 0:
+            turn.verdict = Verdict.NO_LOSS
+        elif turn.is_fresh and turn.verdict is Verdict.APPLIED:
+            turn.verdict = Verdict.NOT_STEPPED
+        if turn.verdict is Verdict.APPLIED:  # what clock.tick does, without its call
+            turn.clock.attempted += 1
+            turn.clock.applied += 1
         else:
-            clock.skip(turn.skipped)
+            turn.clock.tick(turn.verdict)
 
     def make_clippable(self, optimizer: Any) -> None:
         """Make the gradients of an optimizer what they will be in its step, before a user's hook clips them.
@@ -262,6 +262,10 @@ class AutomaticOptimization:
             self._updates.overflowed = False
 
 
+#: Stands for what ``training_step`` would return for a batch that the loader did not give.
+_NOTHING: Mapping[str, Any] = {"loss": None}
+
+
 def unpack(output: Any) -> tuple[Tensor | None, Weight | None, Mapping[str, Any]]:
     """Loss, weight and extras of what ``training_step`` returned.
 
@@ -273,6 +277,8 @@ def unpack(output: Any) -> tuple[Tensor | None, Weight | None, Mapping[str, Any]
     """
     if isinstance(output, Tensor):
         return output, None, {}
+    if output is _NOTHING:
+        return None, None, {}
     if output is None:
         warn("training_step returned None: this batch is skipped", code="training-step-none")
         return None, None, {}
@@ -293,25 +299,21 @@ def unpack(output: Any) -> tuple[Tensor | None, Weight | None, Mapping[str, Any]
     return loss, output.get("weight"), {key: value for key, value in output.items() if key != "loss"}
 
 
-def _zero_grad(turn: Turn, calls: Calls) -> Callable[[int, int, Any], None]:
+def _zero_grad(turn: Turn, calls: Calls) -> Callable[[int, int], Any]:
     """What clears the gradients of a turn: the user's hooks where there are any, else the plainest way."""
-    plain = drop_gradients if turn.contract.stock_zero_grad else _call_zero_grad
+    optimizer, plain = turn.optimizer, turn.contract.zero_grad
     if calls.on_before_zero_grad is None and calls.optimizer_zero_grad is None:
-        return lambda epoch, batch_idx, optimizer: plain(optimizer)
+        return lambda epoch, batch_idx: plain()
 
-    def zero_grad(epoch: int, batch_idx: int, optimizer: Any) -> None:
+    def zero_grad(epoch: int, batch_idx: int) -> None:
         if calls.on_before_zero_grad is not None:
             calls.on_before_zero_grad(optimizer)
         if calls.optimizer_zero_grad is not None:
             calls.optimizer_zero_grad(epoch, batch_idx, optimizer)
         else:
-            plain(optimizer)
+            plain()
 
     return zero_grad
-
-
-def _call_zero_grad(optimizer: Any) -> None:
-    optimizer.zero_grad()
 
 
 def _closure_unused(turn: Turn) -> MisconfigurationException:

@@ -8,6 +8,16 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from enum import Enum
+
+
+class Verdict(Enum):
+    """What became of an update; the value says why it moved nothing."""
+
+    APPLIED = "applied"
+    NON_FINITE = "non-finite gradients"
+    NO_LOSS = "no loss"
+    NOT_STEPPED = "not stepped by its handle"
 
 
 @dataclass(slots=True)
@@ -24,18 +34,13 @@ class UpdateClock:
     applied: int = 0
     skipped: dict[str, int] = field(default_factory=dict)
 
-    def skip(self, reason: str) -> None:
-        """Count an update that moved nothing."""
+    def tick(self, verdict: Verdict) -> None:
+        """Count one update."""
         self.attempted += 1
-        self.skipped[reason] = self.skipped.get(reason, 0) + 1
-
-    def tick(self, reason: str | None) -> None:
-        """Count one update; ``reason`` is None if it was applied."""
-        if reason is not None:
-            self.skip(reason)
-            return
-        self.attempted += 1
-        self.applied += 1
+        if verdict is Verdict.APPLIED:
+            self.applied += 1
+        else:
+            self.skipped[verdict.value] = self.skipped.get(verdict.value, 0) + 1
 
 
 @dataclass(slots=True)

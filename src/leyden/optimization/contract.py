@@ -12,9 +12,9 @@ import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from torch.optim import LBFGS, Optimizer
+from torch.optim import LBFGS
 
-from leyden.optimization.bare import bare_step
+from leyden.optimization.bare import bare_step, bare_zero_grad
 from leyden.optimization.joint import Joint, members_of
 
 
@@ -22,39 +22,40 @@ class Contract(NamedTuple):
     """How one optimizer wants to be driven.
 
     Attributes:
-        evaluates_once: its ``step`` calls the closure exactly once, before reading gradients.
+        bare_step: the update without torch's wrappers, for optimizers whose ``step`` is known to call its closure
+            exactly once, before reading gradients; None for all others.
+        zero_grad: clears the gradients in the plainest way that does the same.
         takes_closure: its ``step`` has a ``closure`` parameter.
-        bare_step: the update without torch's wrappers, or ``step`` itself where it is not torch's own.
-        stock_zero_grad: ``zero_grad`` is torch's own, so dropping the gradients is all that it does.
         has_modes: it has ``train()`` and ``eval()``, which the loop must call (schedule-free optimizers).
         reads_value: it reads the closure's value as a number, so that None is none that it could take.
     """
 
-    evaluates_once: bool
+    bare_step: Callable[[], Any] | None
+    zero_grad: Callable[[], Any]
     takes_closure: bool
-    bare_step: Callable[[], Any]
-    stock_zero_grad: bool
     has_modes: bool
     reads_value: bool = False
 
 
 def contract_of(optimizer: Any) -> Contract:
     """Find out what ``optimizer`` can do; everything not known for sure is taken the careful way."""
-    if isinstance(optimizer, Joint):
-        contracts = [contract_of(member) for member in members_of(optimizer)]
+    if type(optimizer) is Joint:
+        members = members_of(optimizer)
+        contracts = [contract_of(member) for member in members]
+        # The Joint itself calls its closure once, whatever its members are.
+        steps = [
+            contract.bare_step or member.step for contract, member in zip(contracts, optimizer.optimizers, strict=True)
+        ]
         return Contract(
-            evaluates_once=all(contract.evaluates_once for contract in contracts),
+            bare_step=functools.partial(_each, optimizer, steps),
+            zero_grad=functools.partial(_each_zero_grad, [contract.zero_grad for contract in contracts]),
             takes_closure=True,
-            bare_step=functools.partial(_each, optimizer, [contract.bare_step for contract in contracts]),
-            stock_zero_grad=all(contract.stock_zero_grad for contract in contracts),
             has_modes=any(contract.has_modes for contract in contracts),
         )
-    bare = bare_step(optimizer)
     return Contract(
-        evaluates_once=bare is not None,
+        bare_step=bare_step(optimizer),
+        zero_grad=bare_zero_grad(optimizer),
         takes_closure=_takes_closure(optimizer.step),
-        bare_step=bare or optimizer.step,
-        stock_zero_grad=_zeroes_plainly(optimizer),
         has_modes=callable(getattr(optimizer, "train", None)) and callable(getattr(optimizer, "eval", None)),
         reads_value=isinstance(optimizer, LBFGS),
     )
@@ -77,6 +78,6 @@ def _takes_closure(step: Callable[..., Any]) -> bool:
     return any(p.name == "closure" or p.kind is p.VAR_KEYWORD for p in parameters)
 
 
-def _zeroes_plainly(optimizer: Any) -> bool:
-    own = inspect.getattr_static(type(optimizer), "zero_grad", None)
-    return own is inspect.getattr_static(Optimizer, "zero_grad") and "zero_grad" not in vars(optimizer)
+def _each_zero_grad(zero_grads: list[Callable[[], Any]]) -> None:
+    for zero_grad in zero_grads:
+        zero_grad()

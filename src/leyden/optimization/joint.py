@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -31,7 +32,8 @@ class Joint(Optimizer):
 
     Raises:
         InvalidTypeError: something that is no optimizer.
-        InvalidValueError: no members, LBFGS among them, or a parameter in two of them.
+        InvalidValueError: no members, one that cannot step without a closure of its own (LBFGS, SAM), or a parameter
+            in two of them.
 
     >>> matrix, bias = torch.nn.Parameter(torch.ones(2, 2)), torch.nn.Parameter(torch.ones(2))
     >>> joint = Joint([torch.optim.SGD([matrix], lr=0.1), torch.optim.AdamW([bias], lr=1e-3)])
@@ -49,6 +51,14 @@ class Joint(Optimizer):
                 "optimizers; let it take turns with them instead of joining them",
                 code="joint-lbfgs",
             )
+        for member in self._members:
+            if _needs_closure(member.step):
+                raise InvalidValueError(
+                    f"{type(member).__name__}.step cannot be called without a closure, which it evaluates by itself, "
+                    "so it cannot share one backward with other optimizers; let it take turns with them instead of "
+                    "joining them",
+                    code="joint-closure",
+                )
         parameters = [id(p) for group in self.param_groups for p in group["params"]]
         if len(parameters) != len(set(parameters)):
             raise InvalidValueError(
@@ -88,7 +98,10 @@ class Joint(Optimizer):
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients of all members."""
         for member in self._members:
-            member.zero_grad(set_to_none=set_to_none)
+            if set_to_none:
+                member.zero_grad()  # an optimizer of any class may join, and not all of them take the argument
+            else:
+                member.zero_grad(set_to_none=False)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Refused: the Joint cannot know which member the group is for."""
@@ -149,6 +162,14 @@ def _checked(optimizers: Any) -> list[Any]:
                 f"member {place} of a Joint is {type(member).__name__}, not an optimizer", code="joint-member"
             )
     return members
+
+
+def _needs_closure(step: Callable[..., Any]) -> bool:
+    try:
+        closure = inspect.signature(step).parameters.get("closure")
+    except (TypeError, ValueError):  # not written in Python
+        return False
+    return closure is not None and closure.default is closure.empty
 
 
 def _switch(optimizers: Sequence[Any], mode: str) -> None:

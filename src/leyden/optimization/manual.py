@@ -17,9 +17,9 @@ from torch import Tensor
 from leyden.errors import InvalidValueError, MisconfigurationException, OrderError
 from leyden.hooks.dispatch import RunState
 from leyden.optimization.automatic import Calls
-from leyden.optimization.bare import backward, drop_gradients
+from leyden.optimization.bare import backward
 from leyden.optimization.clocks import Clocks
-from leyden.optimization.gradients import scale_gradients
+from leyden.optimization.gradients import gradients_of, scale_gradients
 from leyden.optimization.turns import Turn, Turns
 from leyden.optimization.update import Updates
 from leyden.optimization.window import Weight, Window
@@ -77,11 +77,12 @@ class ManualOptimization:
         self._batches_left = batches_left
         self._open_window: Window | None = None
         self._weight: Weight | None = None
+        self._is_stepping = False
         self._judged: list[Turn] = []
         self._is_counted = False  # whether the micro-batch of the open window has had a loss
         self._last_batch: dict[int, int] = {}  # by optimizer: the batch that `accumulate` was called on last
 
-    def run(self, batch: Any, batch_idx: int, window: Any, size: int, closes: bool) -> dict[str, Any]:
+    def run(self, batch: Any, batch_idx: int, *_window: Any) -> dict[str, Any]:
         """Run ``training_step``; what windows there are is the user's affair.
 
         Raises:
@@ -96,10 +97,9 @@ class ManualOptimization:
             self._state.hook = before
         return _outputs(output)
 
-    def step(self, index: int, closure: Callable[[], Any] | None, **kwargs: Any) -> Any:
+    def step(self, turn: Turn, closure: Callable[[], Any] | None, **kwargs: Any) -> Any:
         """``optimizer.step()`` as the user calls it; counts for ``global_step``."""
-        turn = self.turns[index]
-        if turn.window.id is not None:
+        if turn.window.is_open:
             self._close(turn.window, "step")
         evaluations = 0
 
@@ -109,12 +109,16 @@ class ManualOptimization:
             with torch.enable_grad(), self._inside_step():
                 return closure()  # type: ignore[misc]
 
-        with self._outside_step():
-            value = self._updates.perform(index, None if closure is None else evaluate, **kwargs)
-            if closure is not None and evaluations == 0:  # it ignored its closure; the hooks run all the same
-                self._updates.make_ready(turn)
+        self._is_stepping = True
+        try:
+            with self._outside_step():
+                value = self._updates.perform(turn, None if closure is None else evaluate, **kwargs)
+                if closure is not None and evaluations == 0:  # it ignored its closure; the hooks run all the same
+                    self._updates.make_ready(turn)
+        finally:
+            self._is_stepping = False
         self._clocks.global_step += 1
-        turn.clock.tick(turn.skipped)
+        turn.clock.tick(turn.verdict)
         if not turn.is_finite:
             self._judged.append(turn)
         return value
@@ -127,7 +131,8 @@ class ManualOptimization:
         if self._open_window is not None:
             loss = self._share(self._open_window, loss)
         if scale is not None:
-            scale.update()
+            if not self._is_stepping:  # one update has one scale, however often it evaluates its closure
+                scale.update()
             loss = scale.scale(loss)
             scale.gradients_made([turn.optimizer for turn in self.turns])
         with self._outside_step():
@@ -153,14 +158,14 @@ class ManualOptimization:
         turns = [self.turns[self.turns.index_of(optimizer)] for optimizer in optimizers]
         self._check_window(turns, batches)
         window = turns[0].window
-        opens = window.id is None
+        opens = not window.is_open
         if opens:
             window = Window()
-            window.begin(0, int(min(batches, self._batches_left())))
+            window.begin(int(min(batches, self._batches_left())))
             for turn in turns:
                 turn.window = window
-                (drop_gradients if turn.contract.stock_zero_grad else _zero_grad)(turn.optimizer)
-        window.id += 1
+                turn.contract.zero_grad()
+        window.micro_batches += 1
         closes = self._is_complete(window)
         self._open_window, self._weight, self._is_counted = window, weight, False
         try:
@@ -170,14 +175,14 @@ class ManualOptimization:
                 yield Place(opens, closes, window.size)
         finally:
             self._open_window, self._weight = None, None
-        if closes and window.id is not None:
+        if closes and window.is_open:
             self._close(window, "accumulate")
 
     def _check_window(self, turns: Sequence[Turn], batches: int) -> None:
         """Refuse what would make a window of another size than the user thinks."""
         if not turns:
             raise InvalidValueError("accumulate([]) names no optimizer; pass one or a list", code="accumulate-nothing")
-        is_other = any(turn.window.id is not None and self._sharing(turn.window) != set(turns) for turn in turns)
+        is_other = any(turn.window.is_open and self._sharing(turn.window) != set(turns) for turn in turns)
         if is_other or self._open_window is not None:
             raise OrderError(
                 "accumulate was called inside of another accumulate, or while one of its optimizers is in a window "
@@ -207,22 +212,29 @@ class ManualOptimization:
         return {turn for turn in self.turns if turn.window is window}
 
     def _is_complete(self, window: Window) -> bool:
-        return bool(window.id >= window.size or self._batches_left() <= 1)
+        return bool(window.micro_batches >= window.size or self._batches_left() <= 1)
 
     def _close(self, window: Window, caller: str) -> None:
         """Bring the gradients of a complete window to their mean, when it ends or when they are used before."""
         if not self._is_complete(window):
             raise OrderError(
-                f"{caller} was called on an optimizer in the middle of its window, after {window.id} of "
+                f"{caller} was called on an optimizer in the middle of its window, after {window.micro_batches} of "
                 f"{window.size} micro-batches; call it only `if window.closes`, the value of "
                 "`with self.accumulate(...) as window`",
                 code="accumulate-open",
             )
+        sharing = self._sharing(window)
+        if window.losses == 0 and any(gradients_of(turn.optimizer) for turn in sharing):
+            raise OrderError(
+                "an accumulation window closes with gradients that no self.manual_backward(loss) inside of `with "
+                "self.accumulate(...)` has made, so they are not divided by its size; call it inside",
+                code="accumulate-without-backward",
+            )
         correction = window.correction()
         if correction is not None:
-            for turn in self._sharing(window):
+            for turn in sharing:
                 scale_gradients(turn.optimizer, correction)
-        window.id = None
+        window.is_open = False
         window.restart()
 
     def make_clippable(self, optimizer: Any) -> None:
@@ -230,7 +242,7 @@ class ManualOptimization:
         turn = self.turns.find(optimizer)
         if turn is None:  # one that configure_optimizers did not return: neither scaled nor in a window
             return
-        if turn.window.id is not None:
+        if turn.window.is_open:
             self._close(turn.window, "clip_gradients")
         self._updates.unscale(turn)
 
@@ -265,10 +277,6 @@ class ManualOptimization:
 
 
 _NOTHING = nullcontext()
-
-
-def _zero_grad(optimizer: Any) -> None:
-    optimizer.zero_grad()
 
 
 def _outputs(output: Any) -> dict[str, Any]:

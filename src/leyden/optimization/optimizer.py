@@ -32,7 +32,6 @@ class LightningOptimizer:
 
     def __init__(self, optimizer: Any) -> None:
         self._optimizer = optimizer.optimizer if is_handle(optimizer) else optimizer
-        self._index: int | None = None
         self._perform: Step | None = None
         self._toggle_model: Callable[[Any, bool], AbstractContextManager[None]] | None = None
 
@@ -63,7 +62,7 @@ class LightningOptimizer:
                 code="closure-not-callable",
             )
         if self._perform is not None:
-            return self._perform(self._index, closure, **kwargs)
+            return self._perform(closure, **kwargs)
         return self._optimizer.step(**kwargs) if closure is None else self._optimizer.step(closure=closure, **kwargs)
 
     def toggle_model(self, sync_grad: bool = True) -> AbstractContextManager[None]:

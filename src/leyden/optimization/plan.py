@@ -1,7 +1,8 @@
-"""``configure_optimizers() -> Plan``: every legal form, every error, parameter names, coverage."""
+"""``configure_optimizers() -> Plan``: every legal form, every error."""
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -17,8 +18,9 @@ from leyden.errors import (
     OptimizerIdxError,
     warn,
 )
+from leyden.optimization.coverage import Coverage, GroupNames, coverage_of, group_names
 from leyden.optimization.joint import Joint, members_of
-from leyden.optimization.optimizer import NoOptimizer, is_handle, parameters_of, unwrap
+from leyden.optimization.optimizer import NoOptimizer, is_handle, unwrap
 from leyden.optimization.plan_table import plan_table
 from leyden.optimization.schedulers import LRSchedulerConfig, is_plateau
 
@@ -37,22 +39,6 @@ _SCHEDULER_KEYS = tuple(LRSchedulerConfig.__dataclass_fields__)
 _KEYS_OF_AUTOMATIC = ("reduce_on_plateau", "monitor", "strict")
 
 
-class Coverage(NamedTuple):
-    """How the module's parameters and the optimizers' match, by name.
-
-    Attributes:
-        unassigned: trainable parameters of the module in no optimizer.
-        shared: parameters in more than one optimizer.
-        frozen: parameters in an optimizer that do not require gradients.
-        foreign: number of optimized parameters that are not the module's.
-    """
-
-    unassigned: tuple[str, ...] = ()
-    shared: tuple[str, ...] = ()
-    frozen: tuple[str, ...] = ()
-    foreign: int = 0
-
-
 @dataclass(frozen=True)
 class Plan:
     """What ``configure_optimizers`` means, normalised and checked. ``print(plan)`` shows it as a table.
@@ -62,8 +48,7 @@ class Plan:
         schedulers: all schedulers, in configured order.
         frequencies: batches in a row for each optimizer; empty if all are active on every batch.
         automatic: whether leyden runs the updates.
-        names: for each optimizer the names of its parameters, group by group.
-        coverage: which parameters are in no optimizer, in two, frozen.
+        module: whose parameters the optimizers have.
         accumulate_grad_batches: micro-batches of a window, or a schedule ``{epoch: micro-batches}``.
         gradient_clip_val: greatest norm or value; None clips nothing.
         gradient_clip_algorithm: "norm" or "value".
@@ -73,11 +58,22 @@ class Plan:
     schedulers: tuple[LRSchedulerConfig, ...] = ()
     frequencies: tuple[int, ...] = ()
     automatic: bool = True
-    names: tuple[tuple[tuple[str, ...], ...], ...] = ()
-    coverage: Coverage = field(default_factory=Coverage)
+    module: nn.Module = field(default_factory=nn.Module, repr=False)
     accumulate_grad_batches: int | Mapping[int, int] = 1
     gradient_clip_val: float | None = None
     gradient_clip_algorithm: str | None = None
+
+    # Read anew each time: add_param_group and freezing change in the middle of a run what they say.
+
+    @property
+    def names(self) -> tuple[GroupNames, ...]:
+        """For each optimizer the names of its parameters, group by group, as they are now."""
+        return group_names(self.optimizers, self.module)
+
+    @property
+    def coverage(self) -> Coverage:
+        """Which parameters are in no optimizer, in two, frozen, as they are now."""
+        return coverage_of(self.optimizers, self.module)
 
     def __str__(self) -> str:
         return plan_table(self)
@@ -114,17 +110,16 @@ def build_plan(
     ((('weight', 'bias'),),)
     """
     optimizers, schedulers, frequencies = _parse(returned)
+    _check_each_once(optimizers)
     indices = {id(member): i for i, o in enumerate(optimizers) for member in (o, *members_of(o))}
     check = _SchedulerCheck(indices, automatic=automatic, any_class=custom_scheduler_step)
     configs = tuple(check(item, monitor) for item, monitor in schedulers)
-    names, coverage = _names(optimizers, module)
     return Plan(
         optimizers=tuple(optimizers),
         schedulers=configs,
         frequencies=tuple(frequencies) if automatic and len(optimizers) > 1 else (),
         automatic=automatic,
-        names=names,
-        coverage=coverage,
+        module=module,
         accumulate_grad_batches=accumulate_grad_batches,
         gradient_clip_val=gradient_clip_val,
         gradient_clip_algorithm=gradient_clip_algorithm,
@@ -134,9 +129,24 @@ def build_plan(
 def with_optimizers(plan: Plan, optimizers: Sequence[Any], module: nn.Module) -> Plan:
     """The same plan for other optimizers, as assigned to ``trainer.optimizers`` in the middle of a run."""
     raw = tuple(unwrap(optimizer) for optimizer in optimizers)
-    names, coverage = _names(raw, module)
+    _check_each_once(raw)
     frequencies = plan.frequencies if len(raw) == len(plan.optimizers) else ()
-    return replace(plan, optimizers=raw, names=names, coverage=coverage, frequencies=frequencies)
+    return replace(plan, optimizers=raw, module=module, frequencies=frequencies)
+
+
+def _check_each_once(optimizers: Sequence[Any]) -> None:
+    places: dict[int, str] = {}
+    for index, optimizer in enumerate(optimizers):
+        for place, member in enumerate(members_of(optimizer)):
+            here = f"{index}, member {place} of a Joint" if isinstance(optimizer, Joint) else str(index)
+            before = places.setdefault(id(member), here)
+            if before != here:
+                raise InvalidValueError(
+                    f"{type(member).__name__} is there twice, as optimizer {before} and as optimizer {here}, so "
+                    "it would be stepped twice; return it once. Several schedulers of one optimizer are "
+                    "returned as ([optimizer], [scheduler, ...])",
+                    code="plan-optimizer-twice",
+                )
 
 
 class _Parsed(NamedTuple):
@@ -208,14 +218,7 @@ def _offence(returned: Any) -> str:
 
 
 def _from_dict(config: Mapping[str, Any], place: str = "the dict") -> _Parsed:
-    unknown = [key for key in config if key not in _OPTIMIZER_KEYS]
-    if unknown:
-        warn(
-            f"{place} that configure_optimizers returned has keys that mean nothing there: {unknown}; known are "
-            f"{list(_OPTIMIZER_KEYS)}",
-            code="plan-unknown-key",
-            category=RuntimeWarning,
-        )
+    _warn_of_unknown_keys(f"{place} that configure_optimizers returned", config, _OPTIMIZER_KEYS)
     if "optimizer" not in config:
         raise MissingKeyError(
             f"{place} that configure_optimizers returned has no key 'optimizer'; its keys are {list(config)}",
@@ -239,6 +242,23 @@ def _from_dict(config: Mapping[str, Any], place: str = "the dict") -> _Parsed:
         )
     schedulers = [] if scheduler is None else [(scheduler, config.get("monitor"))]
     return _Parsed([unwrap(optimizer)], schedulers, [])
+
+
+def _warn_of_unknown_keys(what: str, config: Mapping[str, Any], known: Sequence[str]) -> None:
+    unknown = [key for key in config if key not in known]
+    if not unknown:
+        return
+    hints = ""
+    for key in unknown:
+        for meant in difflib.get_close_matches(str(key), [name for name in known if name not in config], n=1):
+            thing = "the scheduler under " if meant == "lr_scheduler" else ""
+            hints += f"; {thing}{key!r} is not used: did you mean {meant!r}?"
+    warn(
+        f"{what} has keys that mean nothing there: {unknown}; known are {list(known)}{hints}",
+        code="plan-unknown-key",
+        category=RuntimeWarning,
+        stacklevel=4,
+    )
 
 
 def _from_dicts(configs: Sequence[Mapping[str, Any]]) -> _Parsed:
@@ -283,13 +303,7 @@ class _SchedulerCheck:
         return config
 
     def _from_dict(self, item: Mapping[str, Any]) -> LRSchedulerConfig:
-        unknown = [key for key in item if key not in _SCHEDULER_KEYS]
-        if unknown:
-            warn(
-                f"a scheduler dict has keys that mean nothing there: {unknown}; known are {list(_SCHEDULER_KEYS)}",
-                code="plan-unknown-key",
-                category=RuntimeWarning,
-            )
+        _warn_of_unknown_keys("a scheduler dict", item, _SCHEDULER_KEYS)
         if item.get("scheduler") is None:
             raise MissingKeyError(
                 f"a scheduler dict must have the key 'scheduler' with a scheduler; its keys are {list(item)}",
@@ -357,26 +371,6 @@ class _SchedulerCheck:
                 code="plan-opt-idx",
             )
         return index
-
-
-def _names(optimizers: Sequence[Any], module: nn.Module) -> tuple[tuple[tuple[tuple[str, ...], ...], ...], Coverage]:
-    """The parameters of each optimizer by name, group by group, and what is odd about them."""
-    known = {id(p): name for name, p in module.named_parameters()}
-    owners: dict[int, int] = {}
-    for optimizer in optimizers:
-        for identity in dict.fromkeys(id(p) for p in parameters_of(optimizer)):
-            owners[identity] = owners.get(identity, 0) + 1
-    names = tuple(
-        tuple(tuple(known.get(id(p), "(not in the module)") for p in group["params"]) for group in o.param_groups)
-        for o in optimizers
-    )
-    coverage = Coverage(
-        unassigned=tuple(n for n, p in module.named_parameters() if p.requires_grad and id(p) not in owners),
-        shared=tuple(known.get(i, "(not in the module)") for i, count in owners.items() if count > 1),
-        frozen=tuple(n for n, p in module.named_parameters() if not p.requires_grad and id(p) in owners),
-        foreign=sum(i not in known for i in owners),
-    )
-    return names, coverage
 
 
 def check_optimizer_idx(plan: Plan, *, takes_optimizer_idx: bool, takes_any: bool) -> None:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from leyden.optimization.coverage import group_names
 from leyden.optimization.joint import Joint, members_of
 from leyden.optimization.optimizer import unwrap
 
@@ -26,10 +27,9 @@ def plan_table(plan: Plan) -> str:
 
 def _rows(plan: Plan) -> Iterator[tuple[str, ...]]:
     for index, optimizer in enumerate(plan.optimizers):
-        groups = list(plan.names[index])
-        for place, member in enumerate(members_of(optimizer)):
-            own, groups = groups[: len(member.param_groups)], groups[len(member.param_groups) :]
-            names = [name for group in own for name in group]
+        members = members_of(optimizer)
+        for place, (member, groups) in enumerate(zip(members, group_names(members, plan.module), strict=True)):
+            names = [name for group in groups for name in group]
             label = f"{index}.{place}" if isinstance(optimizer, Joint) else str(index)
             rates = ", ".join(dict.fromkeys(f"{float(group['lr']):g}" for group in _with_lr(member)))
             own_schedulers = [c for c in plan.schedulers if _is_of(c, member, optimizer, place)]
@@ -76,15 +76,16 @@ def _notes(plan: Plan) -> Iterator[str]:
         yield f"clipping: {plan.gradient_clip_algorithm or 'norm'} {plan.gradient_clip_val:g}, each optimizer by itself"
     if plan.accumulate_grad_batches != 1:
         yield f"accumulation: {plan.accumulate_grad_batches} micro-batches per update"
+    coverage = plan.coverage
     for text, names in (
-        ("trainable, but in no optimizer", plan.coverage.unassigned),
-        ("in more than one optimizer", plan.coverage.shared),
-        ("in an optimizer, but frozen", plan.coverage.frozen),
+        ("trainable, but in no optimizer", coverage.unassigned),
+        ("in more than one optimizer", coverage.shared),
+        ("in an optimizer, but frozen", coverage.frozen),
     ):
         if names:
             yield f"{text}: {_summary(names)}"
     unattached = [c for c in plan.schedulers if getattr(c.scheduler, "optimizer", None) is None]
     if unattached:
         yield f"schedulers of no optimizer: {', '.join(_scheduler(c, plan.automatic) for c in unattached)}"
-    if plan.coverage.foreign:
-        yield f"optimized, but not parameters of the module: {plan.coverage.foreign}"
+    if coverage.foreign:
+        yield f"optimized, but not parameters of the module: {coverage.foreign}"

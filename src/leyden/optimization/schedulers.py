@@ -10,9 +10,8 @@ from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from leyden.errors import MisconfigurationException, warn
-from leyden.optimization.clocks import Clocks
+from leyden.optimization.clocks import Clocks, Verdict
 from leyden.optimization.turns import Turn, Turns
-from leyden.optimization.update import NO_LOSS, NON_FINITE
 
 
 @dataclass(eq=False)
@@ -149,7 +148,7 @@ class Schedulers:
         if config.opt_idx is None:
             return False
         turn: Turn = self._turns[config.opt_idx]
-        return turn.skipped in (NON_FINITE, NO_LOSS)
+        return turn.verdict in (Verdict.NON_FINITE, Verdict.NO_LOSS)
 
     def _step_on_metric(self, config: LRSchedulerConfig) -> None:
         values = self._metrics()

@@ -63,6 +63,13 @@ class Toggler:
         for parameter, value in (*frame.foreign, *frame.own):
             parameter.requires_grad = value
 
+    def restore(self) -> bool:
+        """Undo all toggles that are still on, the last one first; returns whether there were any."""
+        were_any = bool(self._stack)
+        while self._stack:
+            self.untoggle(self._stack[-1].optimizer)
+        return were_any
+
     def by_index(self, index: int) -> Any:
         """The optimizer at ``index``; 1.x untoggles by index.
 

@@ -7,7 +7,7 @@ from itertools import accumulate
 from typing import Any
 
 from leyden.errors import MisconfigurationException
-from leyden.optimization.clocks import UpdateClock
+from leyden.optimization.clocks import UpdateClock, Verdict
 from leyden.optimization.contract import Contract, contract_of
 from leyden.optimization.joint import members_of
 from leyden.optimization.optimizer import LightningOptimizer, unwrap
@@ -27,7 +27,7 @@ class Turn:
         arguments: what ``training_step`` gets behind ``batch, batch_idx``: ``(index,)`` or nothing.
         is_fresh: whether there are gradients that have not been made ready for a step.
         is_finite: what unscaling found; True where nothing is scaled.
-        skipped: why the last update moved nothing, or None if it was applied.
+        verdict: what became of the last update.
         keeps_batches: whether the window keeps its batches, because the closure may be evaluated again.
         wants_value: whether anybody reads the closure's value.
     """
@@ -42,7 +42,7 @@ class Turn:
         "is_fresh",
         "keeps_batches",
         "optimizer",
-        "skipped",
+        "verdict",
         "wants_value",
         "window",
     )
@@ -57,7 +57,7 @@ class Turn:
         self.arguments: tuple[int, ...] = ()
         self.is_fresh = False
         self.is_finite = True
-        self.skipped: str | None = None
+        self.verdict = Verdict.APPLIED
         self.keeps_batches = False
         self.wants_value = True
 

@@ -1,6 +1,11 @@
 """One update: gradients ready -> corrected -> unscaled -> hooks -> clipped -> verdict -> step.
 
-Automatic and manual mode come here alike, through ``LightningOptimizer.step``.
+Automatic and manual mode come here alike, through ``LightningOptimizer.step``. A turn remembers how far its gradients
+have come:
+
+    backward      is_fresh = True                       gradients of a window, perhaps scaled, perhaps to be corrected
+    make_ready    is_fresh = False, is_finite = found   complete, unscaled, seen by hooks, clipped
+    step          verdict = APPLIED, or why not         under a scaler the step only runs if is_finite
 """
 
 from __future__ import annotations
@@ -11,16 +16,14 @@ from typing import Any, final
 
 import torch
 
-from leyden.hooks.dispatch import Hook
+from leyden.errors import OrderError
+from leyden.hooks.dispatch import Hook, RunState
+from leyden.optimization.clocks import Verdict
 from leyden.optimization.gradients import scale_gradients
 from leyden.optimization.joint import members_of
 from leyden.optimization.optimizer import parameters_of
-from leyden.optimization.turns import Turn, Turns
+from leyden.optimization.turns import Turn
 from leyden.precision.scaling import LossScale
-
-NON_FINITE = "non-finite gradients"
-NO_LOSS = "no loss"
-NO_STEP = "not stepped by its handle"
 
 
 @final
@@ -28,7 +31,8 @@ class Updates:
     """Performs the updates of all optimizers of a run.
 
     Args:
-        turns: the optimizers.
+        automatic: whether leyden runs the updates, and the user's ``training_step`` must not.
+        state: tells where the run is.
         before_step: the ``on_before_optimizer_step`` hook, or None.
         clip: clips one optimizer's gradients, or None if nothing clips.
         measure: is shown one turn before clipping, to log its gradients' norm, or None.
@@ -36,42 +40,54 @@ class Updates:
         reduce: reduces gradients over processes, or None.
 
     Attributes:
+        clip: as above; replaced when the Trainer's values change in the middle of a run.
         overflowed: whether an update of this window had gradients that are not finite; the verdict then holds for all
             optimizers that still come in the window.
     """
 
-    __slots__ = ("_automatic", "_before_step", "_clip", "_loss_scale", "_measure", "_reduce", "_turns", "overflowed")
+    __slots__ = ("_automatic", "_before_step", "_loss_scale", "_measure", "_reduce", "_state", "clip", "overflowed")
 
     def __init__(
         self,
-        turns: Turns,
         *,
+        automatic: bool,
+        state: RunState,
         before_step: Hook | None = None,
         clip: Callable[[Any], None] | None = None,
         measure: Callable[[Turn], None] | None = None,
         loss_scale: LossScale | None = None,
         reduce: Callable[[list[Any]], None] | None = None,
     ) -> None:
-        self._turns = list(turns)
-        self._automatic = turns.automatic
+        self._automatic = automatic
+        self._state = state
         self._before_step = before_step
-        self._clip = clip
+        self.clip = clip
         self._measure = measure
         self._loss_scale = loss_scale
         self._reduce = reduce
         self.overflowed = False
 
-    def perform(self, index: int, closure: Callable[[], Any] | None, **kwargs: Any) -> Any:
-        """Run one update of the optimizer at ``index`` and return what its ``step`` returned."""
-        turn = self._turns[index]
-        turn.skipped = None
-        contract = turn.contract
-        if closure is None or contract.evaluates_once or not contract.takes_closure:
+    def perform(self, turn: Turn, closure: Callable[[], Any] | None, **kwargs: Any) -> Any:
+        """Run one update and return what the optimizer's ``step`` returned.
+
+        Raises:
+            OrderError: called by ``training_step`` in automatic optimization, which steps by itself.
+        """
+        if self._automatic and self._state.hook == "training_step":
+            raise OrderError(
+                "optimizer.step() was called in training_step, but automatic_optimization is True: leyden steps the "
+                "optimizer after training_step has returned the loss. Return the loss, or set "
+                "self.automatic_optimization = False in __init__ and step by hand",
+                code="step-in-automatic",
+            )
+        turn.verdict = Verdict.APPLIED
+        bare_step = turn.contract.bare_step
+        if closure is None or bare_step is not None or not turn.contract.takes_closure:
             value = closure() if closure is not None else None
             self.make_ready(turn)
             if self._loss_scale is not None and not self._may_step(turn):
                 return None
-            step = contract.bare_step if contract.evaluates_once and not kwargs else turn.optimizer.step
+            step = turn.optimizer.step if bare_step is None or kwargs else bare_step
             returned = step(**kwargs)
             return returned if closure is None else value
         if self._loss_scale is not None:
@@ -95,8 +111,8 @@ class Updates:
             self._before_step(optimizer)
         if self._measure is not None:
             self._measure(turn)
-        if self._clip is not None:
-            self._clip(optimizer)
+        if self.clip is not None:
+            self.clip(optimizer)
 
     def complete(self, turn: Turn) -> None:
         """Make the accumulated gradients those of the whole window, over all processes."""
@@ -117,15 +133,16 @@ class Updates:
     def _may_step(self, turn: Turn) -> bool:
         """The verdict under a scaler. Without one the step always runs, as torch's own would."""
         if self._automatic and turn.window.losses == 0:
-            turn.skipped = NO_LOSS
+            turn.verdict = Verdict.NO_LOSS
         elif not turn.is_finite or (self.overflowed and self._automatic):
-            turn.skipped = NON_FINITE
-        return turn.skipped is None
+            turn.verdict = Verdict.NON_FINITE
+        return turn.verdict is Verdict.APPLIED
 
     def _perform_scaled(self, turn: Turn, closure: Callable[[], Any], **kwargs: Any) -> Any:
         """An update whose optimizer evaluates the closure by itself, with gradients unscaled inside of it.
 
-        An evaluation that is not finite ends the update; parameters and state are what they were before it.
+        How often it will do so is not known, so parameters and state are copied first: an evaluation that is not
+        finite ends the update and leaves everything as it was.
         """
         snapshot = Snapshot(turn.optimizer)
 

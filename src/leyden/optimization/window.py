@@ -13,6 +13,8 @@ nothing is multiplied: the bits are those of ``(loss / size).backward()``.
 
 from __future__ import annotations
 
+import math
+from numbers import Real
 from typing import Any, Final
 
 import torch
@@ -27,24 +29,30 @@ class Window:
     """The open window of one optimizer.
 
     Attributes:
-        id: tells one window from the next.
+        key: tells one window of a run from the next.
+        is_open: whether it has begun and not been closed.
+        micro_batches: how many have come, counted in manual mode.
         size: micro-batches planned for this window: its true size where the loader's length is known.
         losses: micro-batches of this window that had a loss.
         batches: ``(batch, batch_idx)`` of the window so far, kept only for optimizers that may ask for a replay.
         sum: the loss of the window so far, kept only where somebody reads it.
     """
 
-    __slots__ = ("batches", "id", "losses", "size", "sum", "total", "unit")
+    __slots__ = ("batches", "is_open", "key", "losses", "micro_batches", "size", "sum", "total", "unit")
 
     def __init__(self) -> None:
-        self.id: Any = None
+        self.key: int | None = None
+        self.is_open = False
+        self.micro_batches = 0
         self.size = 1
         self.batches: list[tuple[Any, int]] = []
         self.restart()
 
-    def begin(self, identity: Any, size: int) -> None:
-        """Open the window ``identity`` of ``size`` micro-batches."""
-        self.id = identity
+    def begin(self, size: int, key: int | None = None) -> None:
+        """Open a window of ``size`` micro-batches."""
+        self.key = key
+        self.is_open = True
+        self.micro_batches = 0
         self.size = size
         self.batches.clear()
         self.restart()
@@ -87,7 +95,7 @@ class Window:
         self.losses += 1
         if weight is None:
             return loss / self.size if self.size != 1 else loss
-        weight = _checked(weight)
+        weight = _checked(weight, loss.dtype)
         if self.unit is None:
             self.unit = _nonzero(weight)
         self.total = self.total + weight
@@ -106,16 +114,19 @@ class Window:
 _REMEDY: Final = "it is the number of tokens, samples or other things that the loss is a mean of"
 
 
-def _checked(weight: Any) -> Weight:
+def _checked(weight: Any, dtype: torch.dtype) -> Weight:
     if isinstance(weight, Tensor):
         if weight.numel() != 1:
             raise InvalidValueError(
                 f"'weight' is a tensor of shape {tuple(weight.shape)}; it must have one element: {_REMEDY}",
                 code="window-weight",
             )
-        return weight.detach().reshape(()).to(torch.get_default_dtype())
-    if isinstance(weight, bool) or not isinstance(weight, int | float) or not weight >= 0:
-        raise InvalidValueError(f"'weight' is {weight!r}; it must be a number >= 0: {_REMEDY}", code="window-weight")
+        # single precision at least: halves cannot count tokens; double for a loss in double
+        return weight.detach().reshape(()).to(torch.promote_types(dtype, torch.float32))
+    if isinstance(weight, bool) or not isinstance(weight, Real) or not 0 <= float(weight) < math.inf:
+        raise InvalidValueError(
+            f"'weight' is {weight!r}; it must be a finite number >= 0: {_REMEDY}", code="window-weight"
+        )
     return float(weight)
 
 

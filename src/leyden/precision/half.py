@@ -17,7 +17,7 @@ _TYPES: Final = {"16-true": torch.float16, "bf16-true": torch.bfloat16, "64-true
 
 @final
 class HalfPrecision(Precision):
-    """Parameters, inputs and new tensors all have one type other than float32.
+    """Floating parameters, inputs and new tensors all have one type other than float32.
 
     Args:
         precision: "16-true", "bf16-true" or "64-true".
@@ -28,8 +28,10 @@ class HalfPrecision(Precision):
         self._dtype = _TYPES[precision]
 
     def convert_module(self, module: torch.nn.Module) -> torch.nn.Module:
-        """Convert floating parameters and buffers in place."""
-        return module.to(dtype=self._dtype)
+        """Convert floating parameters and buffers in place; complex ones stay as they are."""
+        # Not module.to(dtype), which would also convert complex tensors, and drop their imaginary parts.
+        convert = {torch.float16: module.half, torch.bfloat16: module.bfloat16, torch.float64: module.double}
+        return convert[self._dtype]()
 
     def convert_input(self, batch: Any) -> Any:
         """Convert the floating tensors of a batch."""

@@ -38,6 +38,10 @@ class LossScale:
         for optimizer in optimizers:
             self._still_scaled[id(optimizer)] = optimizer
 
+    def forget(self) -> None:
+        """The run is over: no gradients carry the scale any more."""
+        self._still_scaled.clear()
+
     def is_scaled(self, optimizer: Any) -> bool:
         """Whether the gradients of ``optimizer`` carry the scale."""
         return id(optimizer) in self._still_scaled

@@ -48,7 +48,6 @@ class Results:
         rules: which hook may log what.
 
     Attributes:
-        batch_idx: index of the current batch, for whoever reads it; not used here.
         training: see above.
         views: see above.
 
@@ -71,7 +70,6 @@ class Results:
         "_rules",
         "_several_loaders",
         "_stepping",
-        "batch_idx",
         "training",
         "views",
     )
@@ -87,7 +85,6 @@ class Results:
     ) -> None:
         self.training = training
         self.views = Views() if views is None else views
-        self.batch_idx: int | None = None
         self._several_loaders = several_loaders
         self._reduce = reduce
         self._rules = rules
@@ -260,7 +257,6 @@ class Results:
         self._dataloader_idx = None
         self._entries = self._by_loader[None]
         self.batch = None
-        self.batch_idx = None
         self._stepping = False
 
     def state_dict(self) -> dict[str, Any]:

@@ -51,7 +51,8 @@ class TQDMProgressBar(ProgressBar):
     True
     """
 
-    #: Called last at the end of an epoch, when the module has logged everything that is to be shown.
+    #: It decides nothing, but like a monitor it must be called after the module at the end of an epoch: what the module
+    #: logs in ``on_train_epoch_end`` is to be shown.
     is_monitor = True
 
     def __init__(self, refresh_rate: int = 1, process_position: int = 0, leave: bool = False) -> None:
