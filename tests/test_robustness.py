@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -134,6 +135,35 @@ def test_a_missing_batch_does_not_drop_its_window(missing: int) -> None:
             for parameter in twin.parameters():
                 parameter.grad.mul_(2.0)  # type: ignore[union-attr]
         optimizer.step()
+    assert all(torch.equal(a, b) for a, b in zip(module.parameters(), twin.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("every", [2, 4])
+def test_a_loader_that_ends_early_does_not_drop_its_window(every: int) -> None:
+    """R113: the last window steps, also where the loader's length promised more."""
+
+    class Short:
+        def __len__(self) -> int:
+            return 9
+
+        def __iter__(self) -> Iterator[Tensor]:
+            return iter(DATA[:5])
+
+    module, twin = Model(), Model()
+    twin.load_state_dict(module.state_dict())
+    trainer = trainer_for(accumulate_grad_batches=every)
+    with pytest.warns(LeydenWarning, match="loader-shorter-than-its-length"):
+        trainer.fit(module, Short())
+    optimizer = twin.configure_optimizers()
+    for start in range(0, 5, every):
+        window = DATA[start : min(start + every, 5)]
+        optimizer.zero_grad()
+        for batch in window:
+            (twin.loss(batch) / every).backward()
+        for parameter in twin.parameters():
+            parameter.grad.mul_(every / len(window))  # type: ignore[union-attr]
+        optimizer.step()
+    assert trainer.global_step == trainer.num_updates == -(-5 // every)
     assert all(torch.equal(a, b) for a, b in zip(module.parameters(), twin.parameters(), strict=True))
 
 

@@ -225,8 +225,14 @@ class FitLoop:
                 parts.epoch_outputs.add(outputs)
             if self._end_batch(parts, closes=closes, is_last=is_last):
                 return is_last
-        if not batches.is_last and schedulers is not None:  # the loader ended before its length
-            schedulers.after_batch(batch_idx, closes=False, is_last=True)
+        if not batches.is_last and batch_idx >= 0:  # the loader ended before its length
+            closes = every > 1 and (batch_idx + 1) % every != 0
+            if closes:  # a window is open: it closes with the micro-batches that it has
+                run(None, batch_idx, key, self._true_size(first, every), True)
+                parts.optimization.end_batch(closes)
+                clocks.updates += 1
+            if schedulers is not None:
+                schedulers.after_batch(batch_idx, closes=closes, is_last=True)
         self._check_progress(batch_idx + 1, clocks.global_step - steps_before)
         return True
 
