@@ -330,13 +330,13 @@ def build_batch_transfer(
     )
 
 
-def build_modes(module: LightningModule, name: str) -> Modes:
+def build_modes(module: LightningModule, name: str, hooks: Hooks) -> Modes:
     """Switches the module for an evaluation called ``name``: "validation", "test" or "predict"."""
-
-    def override(method: str) -> Callable[..., Any] | None:
-        return getattr(module, method) if overrides(module, method, BASES) else None
-
-    return Modes(module, to_eval=override(f"on_{name}_model_eval"), to_train=override(f"on_{name}_model_train"))
+    return Modes(
+        module,
+        to_eval=getattr(hooks, f"on_{name}_model_eval"),
+        to_train=getattr(hooks, f"on_{name}_model_train"),
+    )
 
 
 def build_evaluation_step(

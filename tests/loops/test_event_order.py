@@ -759,3 +759,25 @@ def test_a_list_of_batches_is_a_loader() -> None:
     assert module.events == [(0, 1.0), (0, 2.0)]
     trainer.validate(module, [loader(1), loader(1)])
     assert module.events[2:] == [(0, 1.0), (1, 1.0)]
+
+
+@pytest.mark.parametrize("stage", ["validation", "test"])
+def test_the_mode_hooks_may_log(stage: str) -> None:
+    """R126: on_validation_model_eval and its like are hooks of the epoch, so self.log works inside of them."""
+
+    class Module(LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = torch.nn.Linear(1, 1)
+
+    def step(self: Any, batch: Any, batch_idx: int) -> None:
+        """Nothing to compute."""
+
+    def switch(self: Any) -> None:
+        self.log("mode", 1.0)
+        self.eval()
+
+    module = type("Logs", (Module,), {f"{stage}_step": step, f"on_{stage}_model_eval": switch})()
+    trainer = Trainer(accelerator="cpu", enable_progress_bar=False)
+    run = trainer.validate if stage == "validation" else trainer.test
+    assert run(module, [torch.ones(1)], verbose=False) == [{"mode": 1.0}]

@@ -212,9 +212,7 @@ class FitLoop:
                 if batch is not None:
                     outputs = run(batch, batch_idx, clocks.micro_batches, 1, True)
             else:
-                first = batch_idx - batch_idx % every
-                key = clocks.micro_batches - batch_idx + first
-                outputs = run(batch, batch_idx, key, self._true_size(first, every), closes)
+                outputs = run(batch, batch_idx, *self._window(batch_idx, every), closes)
             if schedulers is not None and (is_last or schedulers.after_every_batch):
                 schedulers.after_batch(batch_idx, closes=closes, is_last=is_last)
             if hooks.on_train_batch_end is not None:
@@ -225,16 +223,21 @@ class FitLoop:
                 parts.epoch_outputs.add(outputs)
             if self._end_batch(parts, closes=closes, is_last=is_last):
                 return is_last
-        if not batches.is_last and batch_idx >= 0:  # the loader ended before its length
-            closes = every > 1 and (batch_idx + 1) % every != 0
-            if closes:  # a window is open: it closes with the micro-batches that it has
-                run(None, batch_idx, key, self._true_size(first, every), True)
-                parts.optimization.end_batch(closes)
-                clocks.updates += 1
-            if schedulers is not None:
-                schedulers.after_batch(batch_idx, closes=closes, is_last=True)
+        if not batches.is_last and batch_idx >= 0:
+            self._close_early(parts, batch_idx)
         self._check_progress(batch_idx + 1, clocks.global_step - steps_before)
         return True
+
+    def _close_early(self, parts: FitParts, batch_idx: int) -> None:
+        """Do what an epoch's last batch does, for a loader that ended before its length: close an open window."""
+        every = parts.state.window_size
+        closes = (batch_idx + 1) % every != 0
+        if closes:
+            parts.optimization.run(None, batch_idx, *self._window(batch_idx, every), True)
+            parts.optimization.end_batch(closes)
+            self.clocks.updates += 1
+        if parts.schedulers is not None:
+            parts.schedulers.after_batch(batch_idx, closes=closes, is_last=True)
 
     def _is_refused(self, hooks: Hooks, batch: Any, batch_idx: int) -> bool:
         """Announce a batch; the module may refuse the rest of the epoch by returning -1."""
@@ -263,10 +266,11 @@ class FitLoop:
                 code="no-steps",
             )
 
-    def _true_size(self, first: int, every: int) -> int:
-        """Micro-batches of the window that begins with batch ``first``; an epoch's last one may be shorter."""
+    def _window(self, batch_idx: int, every: int) -> tuple[int, int]:
+        """The window that a batch is part of: a key of its own, and its true size; an epoch's last may be shorter."""
+        first = batch_idx - batch_idx % every
         left = self.num_batches - first
-        return every if left >= every else int(left)
+        return self.clocks.micro_batches - batch_idx + first, every if left >= every else int(left)
 
     def _end_batch(self, parts: FitParts, *, closes: bool, is_last: bool) -> bool:
         """Rows, validation, clocks after a batch; returns whether the epoch must be left."""
