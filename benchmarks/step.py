@@ -17,14 +17,17 @@ import argparse
 import gc
 import importlib
 import importlib.util
+import io
 import json
 import logging
 import platform
 import statistics
 import sys
+import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any
 
 import torch
@@ -43,8 +46,9 @@ Run = Callable[[Workload, Batches, Stopwatch], torch.nn.Module]
 
 def run_raw(workload: Workload, batches: Batches, watch: Stopwatch) -> torch.nn.Module:
     model, step = workload.by_hand(watch)
-    for index, batch in enumerate(batches):
-        step(index, batch)
+    with torch.inference_mode(workload.stage == "validate"):
+        for index, batch in enumerate(batches):
+            step(index, batch)
     return model
 
 
@@ -54,38 +58,48 @@ def run_ignite(workload: Workload, batches: Batches, watch: Stopwatch) -> torch.
 
     model, step = workload.by_hand(watch)
     engine = Engine(lambda engine, batch: step(engine.state.iteration - 1, batch))
-    engine.run(batches, max_epochs=1)
+    with torch.inference_mode(workload.stage == "validate"):
+        engine.run(batches, max_epochs=1)
     return model
 
 
 def run_lightning(workload: Workload, batches: Batches, watch: Stopwatch) -> torch.nn.Module:
-    from pytorch_lightning import LightningModule, Trainer
+    import pytorch_lightning
 
-    return fit(Trainer, LightningModule, workload, batches, watch)
+    return run_trainer(pytorch_lightning, workload, batches, watch)
 
 
 def run_leyden(workload: Workload, batches: Batches, watch: Stopwatch) -> torch.nn.Module:
-    from leyden import LightningModule, Trainer
+    import leyden
 
-    return fit(Trainer, LightningModule, workload, batches, watch)
+    return run_trainer(leyden, workload, batches, watch)
 
 
-def fit(
-    trainer_class: Any, module_class: Any, workload: Workload, batches: Batches, watch: Stopwatch
-) -> torch.nn.Module:
-    """Train with a Trainer from which everything was switched off that a hand-written loop does not do."""
-    module = workload.module(module_class, watch)
-    trainer = trainer_class(
-        accelerator="cpu",
-        max_epochs=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        **workload.trainer_arguments,
-    )
-    trainer.fit(module, batches)
+def run_trainer(package: Any, workload: Workload, batches: Batches, watch: Stopwatch) -> torch.nn.Module:
+    """Run a Trainer from which everything was switched off that the workload does not ask for."""
+    module: torch.nn.Module = workload.module(package.LightningModule, watch)
+    off = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    with tempfile.TemporaryDirectory() as folder, Terminal.in_place_of_output():
+        parts = workload.parts(package, folder)
+        trainer = package.Trainer(accelerator="cpu", max_epochs=1, **{**off, **workload.trainer_arguments, **parts})
+        getattr(trainer, workload.stage)(module, batches)
     return module
+
+
+class Terminal(io.StringIO):
+    """What bars take for a terminal and draw on; nothing is kept."""
+
+    @classmethod
+    @contextmanager
+    def in_place_of_output(cls) -> Iterator[None]:
+        with redirect_stdout(cls()), redirect_stderr(cls()):
+            yield
+
+    def isatty(self) -> bool:
+        return True
+
+    def write(self, text: str) -> int:
+        return len(text)
 
 
 # name -> (how to run it, the package that it needs)

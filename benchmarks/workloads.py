@@ -84,6 +84,8 @@ class Workload:
         by_hand: ``by_hand(watch)`` returns the model and a function ``step(index, batch)`` that trains it.
         module: ``module(base, watch)`` returns an instance of a subclass of the LightningModule ``base``.
         trainer_arguments: what the Trainer is told beyond the common arguments.
+        parts: ``parts(package, folder)`` makes further arguments from the trainer's own loggers and callbacks.
+        stage: the Trainer's method that is timed.
         manual_only: contestants that can run this only by hand, hence not here.
     """
 
@@ -92,6 +94,8 @@ class Workload:
     by_hand: Callable[[Stopwatch], tuple[nn.Module, Step]]
     module: Callable[[type, Stopwatch], Any]
     trainer_arguments: Mapping[str, Any] = field(default_factory=dict)
+    parts: Callable[[Any, str], Mapping[str, Any]] = lambda package, folder: {}
+    stage: str = "fit"
     manual_only: frozenset[str] = frozenset()
 
 
@@ -327,6 +331,108 @@ def accumulate_module(base: Any, watch: Stopwatch) -> Any:
     return Accumulating()
 
 
+# -- logged, busy: the mlp beside what a research run has on. The hand-written loop has nothing of it ----------
+
+
+def logged_module(base: Any, watch: Stopwatch) -> Any:
+    class Logged(base):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = perceptron(32, 2)
+
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            watch.tick()
+            inputs, targets = batch
+            loss = cross_entropy(self.model(inputs), targets)
+            self.log("loss", loss, prog_bar=True)
+            return loss
+
+        def configure_optimizers(self) -> Any:
+            return adam(self.model.parameters())
+
+    return Logged()
+
+
+def busy_module(base: Any, watch: Stopwatch) -> Any:
+    class Busy(base):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = perceptron(32, 2)
+
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            watch.tick()
+            inputs, targets = batch
+            loss = cross_entropy(self.model(inputs), targets)
+            value = loss.detach()
+            self.log("loss", value, prog_bar=True, on_step=True, on_epoch=True)
+            for name in VALUES:
+                self.log(name, value, on_step=True, on_epoch=True)
+            return loss
+
+        def configure_optimizers(self) -> Any:
+            return adam(self.model.parameters())
+
+    return Busy()
+
+
+VALUES = [f"value_{index}" for index in range(9)]
+
+
+def bar_and_csv(package: Any, folder: str) -> dict[str, Any]:
+    return {"logger": package.loggers.CSVLogger(folder), "enable_progress_bar": True}
+
+
+def five_callbacks(package: Any, folder: str) -> dict[str, Any]:
+    class Watcher(package.Callback):
+        """One of a user's own, with the two hooks that are overridden most."""
+
+        def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+            self.started = batch_idx
+
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+            self.ended = batch_idx
+
+    parts = package.callbacks
+    callbacks = [
+        parts.LearningRateMonitor(logging_interval="step"),
+        parts.EarlyStopping("loss_epoch"),
+        parts.Timer(duration="01:00:00:00"),
+        parts.GradientAccumulationScheduler({0: 1}),
+        Watcher(),
+    ]
+    return {**bar_and_csv(package, folder), "callbacks": callbacks}
+
+
+# -- validate: forward, loss, one logged mean ------------------------------------------------------------------
+
+
+def validate_by_hand(watch: Stopwatch) -> tuple[nn.Module, Step]:
+    model = perceptron(32, 2).eval()
+    model.total, model.count = torch.zeros(()), 0  # type: ignore[assignment]
+
+    def step(index: int, batch: Any) -> None:
+        watch.tick()
+        inputs, targets = batch
+        model.total += cross_entropy(model(inputs), targets) * len(inputs)
+        model.count += len(inputs)
+
+    return model, step
+
+
+def validate_module(base: Any, watch: Stopwatch) -> Any:
+    class Validated(base):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = perceptron(32, 2)
+
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            watch.tick()
+            inputs, targets = batch
+            self.log("loss", cross_entropy(self.model(inputs), targets))
+
+    return Validated()
+
+
 WORKLOADS: dict[str, Workload] = {
     "mlp": Workload(
         title="one optimizer: two linear layers, batch 32, Adam",
@@ -353,5 +459,26 @@ WORKLOADS: dict[str, Workload] = {
         by_hand=accumulate_by_hand,
         module=accumulate_module,
         trainer_arguments={"accumulate_grad_batches": WINDOW, "gradient_clip_val": MAX_NORM},
+    ),
+    "logged": Workload(
+        title="the mlp with one self.log, a progress bar and a CSV logger, beside the bare hand-written loop",
+        batches=labelled_batches,
+        by_hand=mlp_by_hand,
+        module=logged_module,
+        parts=bar_and_csv,
+    ),
+    "busy": Workload(
+        title="the mlp with ten logged values, five callbacks, bar and CSV, beside the bare hand-written loop",
+        batches=labelled_batches,
+        by_hand=mlp_by_hand,
+        module=busy_module,
+        parts=five_callbacks,
+    ),
+    "validate": Workload(
+        title="validation: forward, loss, the mean of it logged",
+        batches=labelled_batches,
+        by_hand=validate_by_hand,
+        module=validate_module,
+        stage="validate",
     ),
 }

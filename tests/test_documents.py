@@ -11,6 +11,7 @@ ROOT = Path(__file__).parent.parent
 DOCUMENTS = ["README.md", "docs/differences.md"]
 
 
+@pytest.mark.defaults
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_code_blocks_run(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     """All Python blocks of a document, one after the other, in one namespace."""

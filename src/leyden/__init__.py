@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from leyden.callback import Callback as Callback
+    from leyden.cli.verify import verify_resume as verify_resume
+    from leyden.data.combined import CombinedLoader as CombinedLoader
     from leyden.datamodule import LightningDataModule as LightningDataModule
     from leyden.errors import MisconfigurationException as MisconfigurationException
     from leyden.module import LightningModule as LightningModule
     from leyden.optimization.joint import Joint as Joint
     from leyden.optimization.optimizer import LightningOptimizer as LightningOptimizer
     from leyden.optimization.plan import Plan as Plan
+    from leyden.replaying import replay as replay
     from leyden.seed import seed_everything as seed_everything
     from leyden.trainer import Trainer as Trainer
 
@@ -23,6 +26,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Callback": "leyden.callback",
+    "CombinedLoader": "leyden.data.combined",
     "Joint": "leyden.optimization.joint",
     "LightningDataModule": "leyden.datamodule",
     "LightningModule": "leyden.module",
@@ -30,10 +34,12 @@ _HOMES = {
     "MisconfigurationException": "leyden.errors",
     "Plan": "leyden.optimization.plan",
     "Trainer": "leyden.trainer",
+    "replay": "leyden.replaying",
+    "verify_resume": "leyden.cli.verify",
     "seed_everything": "leyden.seed",
 }
 
-_PARTS = ("callbacks", "loggers", "precision", "strategies")
+_PARTS = ("callbacks", "loggers", "precision", "profilers", "strategies")
 
 __all__ = ["__version__", *_HOMES]
 

@@ -5,18 +5,19 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
+from leyden import loops
+from leyden import optimization as lazily
 from leyden.callback import Callback
 from leyden.data.transfer import Transfer, build_transfer
 from leyden.datamodule import LightningDataModule
 from leyden.errors import MisconfigurationException, warn
 from leyden.hooks.dialects import OptimizerIndex, Signature, adapt, adapt_evaluation_step, adapt_training_step
-from leyden.hooks.dispatch import Hook, Hooks, RunState, overrides
-from leyden.loops.modes import Modes
-from leyden.loops.outputs import EpochOutputs
+from leyden.hooks.dispatch import Hook, Hooks, Profile, RunState, overrides, unprofiled
+from leyden.loops.evaluate import Modes
 from leyden.module import LightningModule
 from leyden.optimization.automatic import AutomaticOptimization, Calls
 from leyden.optimization.clocks import Clocks
@@ -25,13 +26,16 @@ from leyden.optimization.joint import members_of
 from leyden.optimization.manual import ManualOptimization
 from leyden.optimization.optimizer import LightningOptimizer
 from leyden.optimization.plan import Plan
-from leyden.optimization.schedulers import Schedulers
+from leyden.optimization.schedulers import Schedulers, default_lr_scheduler_step
 from leyden.optimization.toggling import Toggler
 from leyden.optimization.turns import Turn, Turns
 from leyden.optimization.update import Updates
 from leyden.precision import Precision
 from leyden.precision.scaling import LossScale
 from leyden.strategies import Strategy
+
+if TYPE_CHECKING:
+    from leyden.loops.outputs import EpochOutputs
 
 BASES = (LightningModule, LightningDataModule, Callback)
 
@@ -59,6 +63,7 @@ class Engine(NamedTuple):
     epoch_outputs: EpochOutputs | None
     updates: Updates
     build_clipping: Callable[[Plan], Callable[[Any], None] | None]
+    build_schedulers: Callable[[Plan], Schedulers | None]
     loss_scale: LossScale | None
 
     def release(self) -> bool:
@@ -79,6 +84,7 @@ def bind_hooks(
     turns: OptimizerIndex | None = None,
     several: bool = False,
     mixed: bool = False,
+    profile: Profile = unprofiled,
 ) -> Hooks:
     """Resolve all hooks of a run. ``trainer`` is only handed on to callbacks."""
     return Hooks(
@@ -90,7 +96,7 @@ def bind_hooks(
         bases=BASES,
         several=several,
         mixed=mixed,
-        is_monitor=lambda callback: bool(getattr(callback, "is_monitor", False)),
+        profile=profile,
     )
 
 
@@ -107,28 +113,35 @@ def build_engine(
     strategy: Strategy,
     track_grad_norm: float | None = None,
     batches_left: Callable[[], float] = lambda: math.inf,
+    profile: Profile = unprofiled,
 ) -> Engine:
     """Build what runs the optimizers of a fit from its plan."""
     count = len(handles)
     several = plan.automatic and count > 1
     turns = Turns(handles, clocks.for_optimizers(count), frequencies=plan.frequencies, automatic=plan.automatic)
-    dialect: dict[str, Any] = {"several": several, "turns": turns, "mixed": precision.is_mixed}
+    dialect: dict[str, Any] = {"several": several, "turns": turns, "mixed": precision.is_mixed, "profile": profile}
     hooks = bind_hooks(module=module, callbacks=callbacks, trainer=trainer, state=state, **dialect)
 
     def bind(name: str) -> Hook | None:
         return _bind(module, name, state=state, **dialect)
 
-    calls = _bind_calls(module, bind, hooks, turns, precision, several=several, automatic=plan.automatic)
+    cuts = getattr(module, "truncated_bptt_steps", None)
+    truncated = lazily.build_truncated(module, state, automatic=plan.automatic) if cuts else None
+    wrap = truncated and truncated.adapt
+    calls = _bind_calls(module, bind, hooks, turns, precision, several=several, automatic=plan.automatic, wrap=wrap)
+    if profile is not unprofiled:
+        calls = _profile_calls(calls, turns, module, strategy, profile)
     updates = Updates(
         automatic=plan.automatic,
         state=state,
         before_step=hooks.on_before_optimizer_step,
-        clip=build_clipping(plan, module, bind),
+        clip=build_clipping(plan, module, bind, profile),
         measure=_norm_logger(track_grad_norm, state, count),
         loss_scale=precision.loss_scale,
         reduce=strategy.gradients_ready if strategy.reduces_gradients else None,
     )
     no_sync = strategy.no_sync if strategy.reduces_gradients else None
+    shared: dict[str, Any] = {"clocks": clocks, "state": state, "no_sync": no_sync}
     toggler = Toggler([handle.optimizer for handle in handles])
     outputs_hook = getattr(module, "training_epoch_end", None)
     optimization: AutomaticOptimization | ManualOptimization
@@ -137,34 +150,30 @@ def build_engine(
             turns,
             updates,
             calls,
-            clocks=clocks,
-            state=state,
             toggler=toggler if several else None,
             loss_scale=precision.loss_scale,
-            no_sync=no_sync,
             wants_outputs=hooks.on_train_batch_end is not None or outputs_hook is not None,
+            **shared,
         )
+        if truncated is not None:
+            truncated.attach(optimization)
         perform: Callable[..., Any] = updates.perform
+        if calls.optimizer_step is None:  # an override is profiled itself
+            perform = profile(module, "optimizer_step", perform)
     else:
         optimization = ManualOptimization(
-            turns,
-            updates,
-            calls,
-            clocks=clocks,
-            state=state,
-            precision=precision,
-            no_sync=no_sync,
-            batches_left=batches_left,
+            turns, updates, calls, precision=precision, batches_left=batches_left, **shared
         )
-        perform = optimization.step
+        perform = profile(None, "optimizer_step", optimization.step)
     for turn in turns:
         turn.handle._perform = functools.partial(perform, turn)
         turn.handle._toggle_model = module.toggle_model
-    schedulers = _build_schedulers(plan, turns, clocks, state, bind("lr_scheduler_step"))
-    epoch_outputs = _epoch_outputs(outputs_hook, state, optimization, count if several else 1)
-    clipping = functools.partial(build_clipping, module=module, bind=bind)
+    step = bind("lr_scheduler_step") or profile(module, "lr_scheduler_step", default_lr_scheduler_step)
+    schedule = functools.partial(_build_schedulers, turns=turns, clocks=clocks, state=state, step=step)
+    outputs = _epoch_outputs(module, profile, state, optimization, count if several else 1)
+    clipping, scale = functools.partial(build_clipping, module=module, bind=bind, profile=profile), precision.loss_scale
     return Engine(
-        optimization, schedulers, hooks, toggler, turns, epoch_outputs, updates, clipping, precision.loss_scale
+        optimization, schedule(plan), hooks, toggler, turns, outputs, updates, clipping, schedule, loss_scale=scale
     )
 
 
@@ -177,8 +186,11 @@ def _bind_calls(
     *,
     several: bool,
     automatic: bool,
+    wrap: Callable[[Callable[..., Any]], Callable[..., Any]] | None,
 ) -> Calls:
     step, takes_index = adapt_training_step(_with_step_end(module, "training_step"), several=several)
+    if wrap is not None:
+        step = wrap(step)
     for turn in turns:
         turn.arguments = (turn.index,) if takes_index and automatic else ()
     return Calls(
@@ -194,8 +206,19 @@ def _bind_calls(
     )
 
 
+def _profile_calls(calls: Calls, turns: Turns, module: LightningModule, strategy: Strategy, profile: Profile) -> Calls:
+    """The calls of a batch, profiled also where nobody overrides them."""
+    for turn in turns:
+        zero_grad = profile(module, "optimizer_zero_grad", turn.contract.zero_grad)
+        turn.contract = turn.contract._replace(zero_grad=zero_grad)
+    return calls._replace(
+        training_step=profile(strategy, "training_step", calls.training_step),
+        backward=profile(strategy, "backward", calls.backward or module.backward),
+    )
+
+
 def _build_schedulers(
-    plan: Plan, turns: Turns, clocks: Clocks, state: RunState, step: Hook | None
+    plan: Plan, turns: Turns, clocks: Clocks, state: RunState, step: Callable[[Any, Any], Any]
 ) -> Schedulers | None:
     if not plan.automatic or not plan.schedulers:
         return None
@@ -208,11 +231,11 @@ def _build_schedulers(
     )
 
 
-def _bind(module: LightningModule, name: str, *, state: RunState, **dialect: Any) -> Hook | None:
+def _bind(module: LightningModule, name: str, *, state: RunState, profile: Profile, **dialect: Any) -> Hook | None:
     """The module's override of a method as a hook, so that ``self.log`` in it knows where it is; None without one."""
     if not overrides(module, name, BASES):
         return None
-    return Hook(name, state, module=adapt(getattr(module, name), name, **dialect))
+    return Hook(name, state, module=profile(module, name, adapt(getattr(module, name), name, **dialect)))
 
 
 def _bind_untoggle(module: LightningModule, turns: Turns) -> Callable[[Any], Any] | None:
@@ -226,12 +249,22 @@ def _bind_untoggle(module: LightningModule, turns: Turns) -> Callable[[Any], Any
 
 
 def _with_step_end(module: LightningModule, name: str) -> Callable[..., Any]:
-    """A step method, followed by the module's 1.x ``*_step_end`` where it has one."""
+    """A step method, followed by the module's 1.x ``*_step_end`` where it has one.
+
+    As from 1.6 on, one that returns None leaves the step's output as it is.
+    """
     step: Callable[..., Any] = getattr(module, name)
     end = getattr(module, name + "_end", None)
     if end is None:
         return step
-    return functools.wraps(step)(lambda *args: end(step(*args)))
+
+    @functools.wraps(step)
+    def step_and_end(*args: Any, **kwargs: Any) -> Any:
+        output = step(*args, **kwargs)
+        replaced = end(output)
+        return output if replaced is None else replaced
+
+    return step_and_end
 
 
 def _in_context(precision: Precision, step: Callable[..., Any]) -> Callable[..., Any]:
@@ -247,7 +280,7 @@ def _in_context(precision: Precision, step: Callable[..., Any]) -> Callable[...,
 
 
 def build_clipping(
-    plan: Plan, module: LightningModule, bind: Callable[[str], Hook | None]
+    plan: Plan, module: LightningModule, bind: Callable[[str], Hook | None], profile: Profile = unprofiled
 ) -> Callable[[Any], None] | None:
     """What clips the gradients of an update: the user's hook, the default, or nothing."""
     if not plan.automatic:
@@ -256,10 +289,12 @@ def build_clipping(
     algorithm = GradClipAlgorithmType(plan.gradient_clip_algorithm) if plan.gradient_clip_algorithm else None
     hook: Callable[..., Any] | None = bind("configure_gradient_clipping")
     if hook is None and overrides(module, "clip_gradients", BASES):
-        hook = module.configure_gradient_clipping
+        hook = profile(module, "configure_gradient_clipping", module.configure_gradient_clipping)
     if hook is not None:
         return functools.partial(_each_member, hook, value, algorithm)
-    return functools.partial(clip, value=value, algorithm=algorithm) if value and value > 0 else None
+    if not value or value <= 0:
+        return None
+    return profile(module, "configure_gradient_clipping", functools.partial(clip, value=value, algorithm=algorithm))
 
 
 def _each_member(hook: Callable[..., Any], value: float | None, algorithm: Any, optimizer: Any) -> None:
@@ -287,18 +322,20 @@ def _norm_logger(norm_type: float | None, state: RunState, count: int) -> Callab
 
 
 def _epoch_outputs(
-    hook: Callable[..., Any] | None,
+    module: LightningModule,
+    profile: Profile,
     state: RunState,
     optimization: AutomaticOptimization | ManualOptimization,
     num_optimizers: int,
 ) -> EpochOutputs | None:
+    hook = getattr(module, "training_epoch_end", None)
     if hook is None:
         return None
     indices: Callable[[], Sequence[int]] = lambda: ()  # noqa: E731
     if isinstance(optimization, AutomaticOptimization):
         indices = functools.partial(getattr, optimization, "output_indices")
-    return EpochOutputs(
-        Hook("training_epoch_end", state, module=hook),
+    return loops.EpochOutputs(
+        Hook("training_epoch_end", state, module=profile(module, "training_epoch_end", hook)),
         num_optimizers=num_optimizers,
         indices=indices,
         by_batch=Signature.of(hook).names("new_format"),
@@ -343,11 +380,8 @@ def build_evaluation_step(
     module: LightningModule, name: str, *, precision: Precision, several_loaders: bool
 ) -> Callable[[Any, int, int], Any]:
     """``validation_step``, ``test_step`` or ``predict_step`` as ``(batch, batch_idx, dataloader_idx)``."""
-    step = adapt_evaluation_step(getattr(module, name), several_loaders=several_loaders)
-    end = getattr(module, name + "_end", None)
-    if end is None:
-        return _in_context(precision, step)
-    return _in_context(precision, lambda *args: end(step(*args)))
+    step = adapt_evaluation_step(_with_step_end(module, name), several_loaders=several_loaders)
+    return _in_context(precision, step)
 
 
 def check_manual(plan: Plan, accumulation: Any) -> None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar, TypeVar
+from typing import Any, BinaryIO, ClassVar, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from leyden import errors
-from leyden.hparams import HyperparametersMixin
+from leyden import checkpoint, errors
+from leyden.hparams import HyperparametersMixin, class_only
 from leyden.tree import move_to_device
 
 D = TypeVar("D", bound="LightningDataModule")
@@ -84,6 +85,30 @@ class LightningDataModule(HyperparametersMixin):
                 setattr(datamodule, f"{stage}_dataloader", method)
         return datamodule
 
+    @class_only
+    def load_from_checkpoint(
+        cls: type[D],
+        checkpoint_path: str | os.PathLike[str] | BinaryIO,
+        map_location: Any = None,
+        hparams_file: str | os.PathLike[str] | None = None,
+        weights_only: bool | None = None,
+        **kwargs: Any,
+    ) -> D:
+        """Build a datamodule from a checkpoint: its hyper-parameters, then its state.
+
+        Args:
+            checkpoint_path: a file, an open one, or a URL.
+            map_location: where tensors in its state go; None means the device that they were on, if it is here.
+            hparams_file: a YAML file with hyper-parameters to use in place of the checkpoint's.
+            weights_only: None and True read the file as plain data; False trusts it, so that code in it may run.
+            **kwargs: arguments of ``__init__``, in place of those that were saved.
+
+        Raises:
+            CheckpointError: the file cannot be read.
+        """
+        options = {"map_location": map_location, "hparams_file": hparams_file, "weights_only": weights_only}
+        return checkpoint.load_datamodule(cls, checkpoint_path, **options, overrides=kwargs)  # type: ignore
+
     def prepare_data(self) -> None:
         """Download, tokenize: what writes to disk. Runs in one process, so do not assign attributes here."""
 
@@ -98,19 +123,19 @@ class LightningDataModule(HyperparametersMixin):
         """Clean up when the run of ``stage`` ends. Runs in every process."""
 
     def train_dataloader(self) -> Any:
-        """The loader that ``fit`` trains on."""
+        """The loader that ``fit`` trains on, or a collection of them, whose batches come together."""
         raise self._not_defined("train_dataloader")
 
     def val_dataloader(self) -> Any:
-        """The loader, or several in a list, that ``fit`` and ``validate`` validate on."""
+        """The loader, or a collection of them, that ``fit`` and ``validate`` validate on, one after the other."""
         raise self._not_defined("val_dataloader")
 
     def test_dataloader(self) -> Any:
-        """The loader, or several in a list, for ``test``."""
+        """The loader, or a collection of them, for ``test``."""
         raise self._not_defined("test_dataloader")
 
     def predict_dataloader(self) -> Any:
-        """The loader, or several in a list, for ``predict``."""
+        """The loader, or a collection of them, for ``predict``."""
         raise self._not_defined("predict_dataloader")
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:

@@ -4,6 +4,7 @@
 
     Exception
      +-- LeydenError                            every error that leyden raises by itself
+     |    +-- NonFiniteError                    ... also a FloatingPointError: a loss or a gradient is nan or infinite
      |    +-- MisconfigurationException         a setting, a return value or a call that cannot work
      |    |    +-- OptimizerIdxError            ... also a ValueError (1.x) and a RuntimeError (2.x)
      |    |    +-- InvalidValueError            ... also a ValueError
@@ -11,6 +12,10 @@
      |    |    +-- MissingKeyError              ... also a KeyError
      |    |    +-- OrderError                   ... also a RuntimeError: right call, wrong moment
      |    +-- MissingExtraError                 ... also an ImportError: names the `pip install` line
+     |    +-- CheckpointError                   ... also a RuntimeError: a file that cannot be written, read or used
+     |         +-- CheckpointNotFoundError      ... also a FileNotFoundError
+    KeyboardInterrupt
+     +-- RunInterrupted                         ... also a SystemExit: Ctrl-C has ended a run of a script
     UserWarning
      +-- LeydenWarning                          advice about a run that goes on
 
@@ -83,6 +88,29 @@ class MissingExtraError(LeydenError, ImportError):
     def __init__(self, package: str, *, extra: str) -> None:
         message = f"this feature needs the package '{package}': pip install 'leyden[{extra}]'"
         super().__init__(message, code="missing-extra")
+
+
+class NonFiniteError(LeydenError, FloatingPointError):
+    """A loss or a gradient is nan or infinite."""
+
+
+class CheckpointError(LeydenError, RuntimeError):
+    """A checkpoint that cannot be written, cannot be read, or does not fit the run."""
+
+
+class CheckpointNotFoundError(CheckpointError, FileNotFoundError):
+    """There is no such checkpoint."""
+
+
+class RunInterrupted(SystemExit, KeyboardInterrupt):
+    """Ctrl-C has ended the run of a script, which leaves with the exit code 130 unless it handles this.
+
+    A bare ``KeyboardInterrupt`` would leave with 1 where torch has optimizers: what torch does at the exit makes Python
+    forget why it leaves.
+
+    >>> RunInterrupted(130).code
+    130
+    """
 
 
 class LeydenWarning(UserWarning):

@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 import functools
-import time
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from leyden import checkpoint
+from leyden import hooks as checks
 from leyden.assembly import BASES, Engine, build_engine, check_manual, warn_of_overrides
 from leyden.data.sources import DataLimits, capped, is_empty, load_training
 from leyden.errors import OrderError, warn
 from leyden.evaluations import Evaluations
 from leyden.hooks.dialects import Signature, takes_optimizer_idx
-from leyden.hooks.dispatch import Hooks, overrides
+from leyden.hooks.dispatch import Hooks, overrides, watch_batches
 from leyden.loops.cadence import ValidationCadence
-from leyden.loops.fit import FitParts, all_limits_reached
+from leyden.loops.fit import FitParts
 from leyden.module import LightningModule
 from leyden.optimization.gradients import GradClipAlgorithmType, check_clip_value, clip_algorithm
 from leyden.optimization.optimizer import LightningOptimizer, find_handles
 from leyden.optimization.plan import Plan, build_plan, check_optimizer_idx, with_optimizers
+from leyden.optimization.schedulers import LRSchedulerConfig
 from leyden.optimization.toggling import Toggler
+from leyden.rank import rank_zero_info
 from leyden.resolve import resolve_validation_interval
 from leyden.results.collect import Results
+from leyden.results.entry import metric_objects
 from leyden.seed import isolate_rng
+from leyden.units import Every, build_counter, clocks_of
 
 
 class Fits(Evaluations):
@@ -32,12 +38,12 @@ class Fits(Evaluations):
     limit_train_batches: int | float
     limit_val_batches: int | float
     num_sanity_val_steps: int
-    val_check_interval: int | float | None
+    val_check_interval: Any
+    schedules: dict[str, Every]
     reload_dataloaders_every_n_epochs: int
     log_every_n_steps: int
     track_grad_norm: float | None
     _accumulation: int | Mapping[int, int] | None
-    _engine: Engine | None = None
     _bound: list[Any]
     _check_val_every_n_epoch: int | None
     _gradient_clip_val: int | float | None = None
@@ -45,7 +51,6 @@ class Fits(Evaluations):
     _toggler: Toggler
     _load_val: Callable[[], tuple[list[Any], list[int | float]]]
     _val_data: tuple[list[Any], list[int | float]] | None = None
-    _val_loaded_in: int | None = None
     _val_given: Any = None
 
     def _fit(self, hooks: Hooks, *, train: Any, val: Any) -> None:
@@ -57,47 +62,99 @@ class Fits(Evaluations):
                 "without an end",
                 code="trainer-max-epochs",
             )
-        self._load_val = functools.partial(self._load_evaluation, "val", val)
-        self._val_data, self._val_given = None, val
-        loop.connect(
-            load=functools.partial(self._load_training, train),
-            build_cadence=self._build_cadence,
+        self._load_val = functools.partial(self._load_evaluation, "val", val, in_fit=True)
+        self._val_data, self._val_given, self.validate_loop.loaded_in = None, val, None
+        if self._validates():
+            checks.check_step(module, "validation_step", bases=BASES)
+        loop.data.connect(
+            functools.partial(self._load_training, train),
             reload_every=self.reload_dataloaders_every_n_epochs,
+            mark=checkpoint.mark,
+            copier=self._build_copier(),
         )
         hooks = self._configure_optimizers(module).hooks
-        results = state.results = Results(training=True, views=self._views)
+        state.results = Results(training=True, views=self._views, metrics=functools.partial(metric_objects, module))
         hooks.call("on_fit_start")
         if self._bound != self.callbacks:  # a callback has brought others along
-            hooks = self._drive(self.plan, {id(handle.optimizer): handle for handle in self._handles}).hooks
+            self._check_hooks("fit", module, self.datamodule)
+            self._drive(self.plan, {id(handle.optimizer): handle for handle in self._handles})
+        assert self._engine is not None
+        hooks = self._engine.hooks
+        in_epoch = self._restore_training(self._engine)
         module.zero_grad()
         hooks.call("on_pretrain_routine_start")
         hooks.call("on_pretrain_routine_end")
-        self._sanity_check(hooks)
-        reason = all_limits_reached(loop)
-        if reason is not None and self.clocks.micro_batches:
+        if not in_epoch:
+            self._sanity_check(hooks)
+        reason = loop.limits.all_reached(self.clocks)
+        if reason is not None and self.clocks.micro_batches and not in_epoch:
             warn(f"this fit has nothing left to do: {reason}", code="fit-nothing-to-do")
-        if not loop.is_over(state) and self._has_training_batches():
-            self.clocks.started = time.monotonic()
-            parts = self._parts = FitParts(
-                **self._engine_parts(),
-                state=state,
-                results=results,
-                transfer=self._transfer(),
-                validate=self._validate_in_fit(hooks),
-                write_row=self._write_row if self.loggers else None,
-                log_every=self.log_every_n_steps,
-                check=self._check_mode,
-                clear_gradients=self._gradient_clearing(module),
-            )
-            with self._context():
-                loop.run(parts)
+        if (in_epoch or not loop.is_over(state)) and self._has_training_batches():
+            for schedule in self.schedules.values():
+                schedule.start(self.clocks)
+            self._tell_what_is_left_out()
+            self._train(hooks, validate=self._validate_in_fit(hooks))
+            self._say_where_time_went()
         hooks.call("on_fit_end")
+
+    def _restore_training(self, engine: Engine) -> bool:
+        """Restore optimizers, schedulers and the loop's place from a checkpoint; whether that is within an epoch."""
+        content, self._restored = self._restored, None
+        if content is None:
+            return False
+        checkpoint.restore_optimizers(content, plan=self.plan, scaler=self.scaler)
+        place = checkpoint.place_of(content, window_size=self._accumulation_in(self.clocks.epoch))
+        checkpoint.check_limits(place, max_epochs=self.max_epochs)  # which a callback may just have raised
+        checkpoint.restore_place(self._running(), place)
+        checkpoint.rewind(self.loggers, place)
+        if self._state.should_stop:
+            rank_zero_info(
+                "the run that wrote the checkpoint was asked to stop, so this fit ends. To train on, leave out the "
+                "callback that has asked, or set trainer.should_stop = False in on_fit_start"
+            )
+        return bool(place["phase"] != "between")
+
+    def _train(self, hooks: Hooks, *, validate: Callable[[], Any] | None) -> None:
+        """Run the epochs of the fit loop with the engine that is built."""
+        module, state = self._module, self._state
+        assert module is not None
+        limits, self._began = self.fit_loop.limits, checkpoint.look_at(module)
+        self.clocks.start()
+        parts = self._parts = FitParts(
+            **self._engine_parts(),
+            state=state,
+            results=state.results,
+            transfer=self._transfer(),
+            validate=validate,
+            write_row=self._write_row if self.loggers else None,
+            log_every=self.schedules.get("log_every_n_steps", self.log_every_n_steps),
+            count=build_counter(
+                self.clocks,
+                clocks_of(
+                    *self.schedules.values(),
+                    *limits.most.values(),
+                    *limits.least.values(),
+                    *(value for callback in self.callbacks for value in vars(callback).values()),
+                ),
+            ),
+            check=self._check_mode,
+            clear_gradients=self._gradient_clearing(module),
+            profile=self._profile,
+            watch=watch_batches(self._profile, "[_TrainingEpochLoop].train_dataloader_next"),
+        )
+        with self._context():
+            self.fit_loop.run(parts)
+
+    def _say_where_time_went(self) -> None:
+        bar = self.progress_bar_callback
+        if bar is not None and bar.is_enabled:
+            bar.print(self.ledger.summary(self.fit_loop.data.loader))
 
     def _configure_optimizers(self, module: LightningModule) -> Engine:
         accumulation = self._accumulation_schedule()
         self._plan, self._handles = None, []
         self._state.hook = "configure_optimizers"
-        returned = module.configure_optimizers()
+        returned = self._profile(module, "configure_optimizers", module.configure_optimizers)()
         self._state.hook = None
         plan = build_plan(
             returned,
@@ -131,7 +188,8 @@ class Fits(Evaluations):
             precision=self._precision,
             strategy=self.strategy,
             track_grad_norm=self.track_grad_norm,
-            batches_left=functools.partial(getattr, self.fit_loop, "batches_left"),
+            batches_left=functools.partial(getattr, self.fit_loop.data, "batches_left"),
+            profile=self._profile,
         )
         self._optimization, self._toggler = engine.optimization, engine.toggler
         return engine
@@ -167,6 +225,45 @@ class Fits(Evaluations):
                 setattr(self._parts, name, part)
 
     @property
+    def lr_scheduler_configs(self) -> list[LRSchedulerConfig]:
+        """All schedulers and when they step, in configured order.
+
+        Assigning others replaces them; in the middle of a fit from the next epoch on. In manual optimization
+        ``self.lr_schedulers()`` then returns the new ones.
+        """
+        return list(self._plan.schedulers) if self._plan is not None else []
+
+    @lr_scheduler_configs.setter
+    def lr_scheduler_configs(self, configs: Sequence[LRSchedulerConfig]) -> None:
+        plan = self._plan = replace(self.plan, schedulers=tuple(configs))
+        if self._engine is not None:
+            self._engine = self._engine._replace(schedulers=self._engine.build_schedulers(plan))
+        if self._parts is not None:
+            self._parts.schedulers = self._engine_parts()["schedulers"]
+
+    @property
+    def lr_schedulers(self) -> list[LRSchedulerConfig]:
+        """The 1.x name of ``lr_scheduler_configs``; the items answer like dicts as well."""
+        return self.lr_scheduler_configs
+
+    def stop_updates(self) -> None:
+        """Let the rest of this fit run ``training_step`` without backward and updates, for statistics of the data.
+
+        Called in ``on_train_epoch_start`` it begins with that epoch. Epochs, logging and validations go on.
+
+        Raises:
+            OrderError: no fit runs.
+        """
+        if self._engine is None:
+            raise OrderError("trainer.stop_updates() needs a fit that runs; call it in a hook", code="no-fit")
+        self._engine.optimization.observe()
+
+    @property
+    def enable_validation(self) -> bool:
+        """Whether the fit that runs validates."""
+        return self._parts is not None and self._parts.validate is not None
+
+    @property
     def check_val_every_n_epoch(self) -> int | None:
         """Epochs between validations; None counts batches across epochs. Setting it acts at once."""
         return self._check_val_every_n_epoch
@@ -175,7 +272,7 @@ class Fits(Evaluations):
     def check_val_every_n_epoch(self, value: int | None) -> None:
         self._check_val_every_n_epoch = value
         if self._parts is not None:
-            self.fit_loop.cadence = self._build_cadence(self.fit_loop.num_batches)
+            self.fit_loop.cadence = self._build_cadence(self.fit_loop.data.num_batches)
 
     @property
     def gradient_clip_val(self) -> int | float | None:
@@ -210,16 +307,18 @@ class Fits(Evaluations):
         self._engine.updates.clip = self._engine.build_clipping(self._plan)
 
     def _build_cadence(self, num_batches: int | float) -> ValidationCadence:
-        return resolve_validation_interval(self.val_check_interval, self.check_val_every_n_epoch, num_batches)
+        every = self.schedules.get("val_check_interval")
+        return resolve_validation_interval(self.val_check_interval, self.check_val_every_n_epoch, num_batches, every)
 
     def _has_training_batches(self) -> bool:
         """Ask for the training loader, and whether there is anything to train on."""
         if self.limit_train_batches == 0:
             return False
-        self.fit_loop.load()
-        if self.fit_loop.num_batches == 0:
+        data = self.fit_loop.data
+        data.load()
+        if data.num_batches == 0:
             warn("the training loader has no batches, so there is nothing to train on", code="no-batches")
-        return self.fit_loop.num_batches != 0
+        return data.num_batches != 0
 
     def _check_mode(self) -> None:
         """Refuse a change of mode after the engine was built for the other one."""
@@ -234,7 +333,9 @@ class Fits(Evaluations):
     def _release(self) -> None:
         """Let go of what belongs to the fit that ends."""
         super()._release()
-        self.fit_loop.disconnect()
+        self.fit_loop.data.disconnect()
+        self.fit_loop.go_on = None
+        self.clocks.stop()
         engine, self._engine = self._engine, None
         if engine is not None and engine.release():
             warn(
@@ -251,11 +352,12 @@ class Fits(Evaluations):
             self._state.stage = "sanity_check"
             hooks.call("on_sanity_check_start")
             loaders, counts = self._validation_data()
-            counts = capped(counts, self.num_sanity_val_steps)
-            if not is_empty(counts):
-                parts = self._evaluation_parts("validation", loaders, counts, hooks, in_fit=True)
+            few = capped(counts, self.num_sanity_val_steps)
+            if not is_empty(few):
+                parts = self._evaluation_parts("validation", loaders, few, hooks, in_fit=True)
                 parts.write_row = None
                 self.validate_loop.run(parts)
+                self.validate_loop.num_batches = counts
             hooks.call("on_sanity_check_end")
         self._views.clear()
         self._state.stage = "train"
@@ -279,22 +381,50 @@ class Fits(Evaluations):
 
     def _validates(self) -> bool:
         """Whether this fit has something to validate, as far as is known without asking for a loader."""
+        return self._has_validation_data() and self.limit_val_batches != 0 and self._has_validation_step()
+
+    def _has_validation_data(self) -> bool:
         owners = (self.datamodule, self._module)
-        has_data = self._val_given is not None or any(overrides(o, "val_dataloader", BASES) for o in owners)
-        return has_data and self.limit_val_batches != 0 and overrides(self._module, "validation_step", BASES)
+        return self._val_given is not None or any(overrides(o, "val_dataloader", BASES) for o in owners)
+
+    def _has_validation_step(self) -> bool:
+        return overrides(self._module, "validation_step", BASES)
+
+    def _tell_what_is_left_out(self) -> None:
+        """Say what a user may believe to happen and what does not."""
+        module, data = self._module, self.fit_loop.data
+        assert module is not None
+        if self._has_validation_data() != self._has_validation_step() and self.limit_val_batches != 0:
+            missing = "validation data" if self._has_validation_step() else "validation_step"
+            rank_zero_info(f"this fit does not validate, because there is no {missing}")
+        idle = sum(not part.training for part in module.modules())
+        if idle:
+            rank_zero_info(
+                f"{idle} modules are in eval mode and stay so in training; call module.train() to change that"
+            )
+        every, windows = self.log_every_n_steps, data.num_batches / self.accumulate_grad_batches
+        if self.loggers and "log_every_n_steps" not in self.schedules and every > windows and not self.fast_dev_run:
+            rank_zero_info(
+                f"an epoch has fewer windows ({math.ceil(windows)}) than log_every_n_steps={every}: some have no "
+                "row of a step; lower it to see more"
+            )
 
     def _validation_data(self) -> tuple[list[Any], list[int | float]]:
         """The validation loaders, asked for once, or again as ``reload_dataloaders_every_n_epochs`` says."""
         every = self.reload_dataloaders_every_n_epochs
-        stale = every and self._val_loaded_in is not None and self.clocks.epoch - self._val_loaded_in >= every
+        loaded_in, epoch = self.validate_loop.loaded_in, self.clocks.epoch
+        stale = loaded_in is None or (every and epoch - loaded_in >= every)
         if self._val_data is None or stale:
             self._val_data = self._load_val()
-            self._val_loaded_in = self.clocks.epoch
+            if stale:
+                self.validate_loop.loaded_in = epoch
         return self._val_data
 
     def _load_training(self, given: Any) -> tuple[Any, int | float]:
         limits = DataLimits(self.limit_train_batches, self.overfit_batches, "limit_train_batches")
-        return load_training(functools.partial(self._ask_for, "train", given), limits)
+        loader, num_batches = load_training(functools.partial(self._ask_for, "train", given), limits)
+        self.fit_loop.cadence = self._build_cadence(num_batches)
+        return loader, num_batches
 
     def _gradient_clearing(self, module: LightningModule) -> Callable[[], Any] | None:
         """What clears gradients before a validation; in manual mode only what the user asks for."""

@@ -4,17 +4,43 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import inspect
 import sys
 from argparse import Namespace
 from collections.abc import Iterable, Mapping, MutableMapping
 from types import FrameType
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import nn
 
 from leyden import errors
 from leyden.rank import rank_zero_warn
+
+if TYPE_CHECKING:
+    class_only = classmethod
+else:
+
+    class class_only:
+        """A class method that refuses to be called on an instance, whose own state it would not touch."""
+
+        def __init__(self, method: Any) -> None:
+            self.__wrapped__ = method
+
+        def __get__(self, instance: Any, owner: Any) -> Any:
+            name = f"{owner.__name__}.{self.__wrapped__.__name__}"
+
+            @functools.wraps(self.__wrapped__)
+            def call(*args: Any, **kwargs: Any) -> Any:
+                if instance is not None:  # told when it is called, not when somebody inspects the instance
+                    raise errors.InvalidTypeError(
+                        f"{name} builds a new object and leaves this one alone: call it on the class and use what it "
+                        f"returns, as in `module = {name}(...)`",
+                        code="called-on-instance",
+                    )
+                return self.__wrapped__(owner, *args, **kwargs)
+
+            return call
 
 
 class AttributeDict(dict[str, Any]):
@@ -52,6 +78,9 @@ class HyperparametersMixin:
     It has no ``__init__`` and writes to the instance's ``__dict__`` only, so that an ``nn.Module`` may save
     its hyper-parameters before as well as after ``super().__init__()``.
     """
+
+    CHECKPOINT_HYPER_PARAMS_KEY: ClassVar[str] = "hyper_parameters"
+    CHECKPOINT_HYPER_PARAMS_NAME: ClassVar[str] = "hparams_name"
 
     __jit_unused_properties__: ClassVar[list[str]] = ["hparams", "hparams_initial"]
 

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from leyden.errors import MisconfigurationException, OrderError, warn
+from leyden.errors import InvalidTypeError, MisconfigurationException, OrderError, warn
 from leyden.hooks.dispatch import RunState
 from leyden.module_hooks import ModuleHooks
 from leyden.optimization.gradients import check_clip_value, clip, clip_algorithm
 from leyden.optimization.optimizer import unwrap
 from leyden.optimization.schedulers import default_lr_scheduler_step
+from leyden.results.options import check_options, known_options
 from leyden.tree import map_tensors
 
 if TYPE_CHECKING:
@@ -164,12 +165,28 @@ class LightningModule(ModuleHooks):
             )
             return
         state = trainer._state
+        if trainer.barebones:
+            trainer._warn_of_log()
+            return
         if state.results is None:
-            raise OrderError(f"self.log({name!r}, ...) cannot be used {_place(state)}", code="log-nowhere")
-        state.results.log(state.hook, name, value, prog_bar=prog_bar, logger=logger, **_known(options))
+            raise OrderError(
+                f"self.log({name!r}, ...) cannot be used {_place(state)}, where nothing is collected; call it in a "
+                "hook such as training_step, or write to self.logger directly",
+                code="log-hook",
+            )
+        try:
+            state.results.log(state.hook, name, value, prog_bar=prog_bar, logger=logger, **known_options(options))
+        except TypeError:
+            check_options(name, options)
+            raise
 
     def log_dict(self, dictionary: Any, prog_bar: bool = False, logger: bool | None = None, **options: Any) -> None:
         """Log several values with the same options; see :meth:`log`."""
+        if not hasattr(dictionary, "items"):
+            raise InvalidTypeError(
+                f"self.log_dict(...) takes values by name, such as a dict, got {type(dictionary).__name__}",
+                code="log-dict",
+            )
         for name, value in dictionary.items():
             self.log(name, value, prog_bar, logger, **options)
 
@@ -399,27 +416,6 @@ def _place(state: RunState) -> str:
     if state.hook is not None:
         return f"in {state.hook}"
     return "in a prediction" if state.stage == "predict" else "outside of a hook"
-
-
-def _known(options: dict[str, Any]) -> dict[str, Any]:
-    """Options of ``log`` as this version knows them; those of 1.5 are dropped with a warning."""
-    if not options or not _FIRST_ERA_OPTIONS.intersection(options):
-        return options
-    options = dict(options)
-    for name in _FIRST_ERA_OPTIONS.intersection(options):
-        value = options.pop(name)
-        warn(
-            f"self.log(..., {name}=...) is an option of 1.5 and has no effect",
-            code="log-old-option",
-            category=DeprecationWarning,
-            stacklevel=4,
-        )
-        if name == "sync_dist_op" and value is not None:
-            options.setdefault("reduce_fx", value)
-    return options
-
-
-_FIRST_ERA_OPTIONS = frozenset({"tbptt_reduce_fx", "tbptt_pad_token", "sync_dist_op"})
 
 
 def _agreed(name: str, given: Any, trainers: Any) -> Any:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+import os
+from typing import Any, BinaryIO, TypeVar
 
 import torch
 from torch import nn
 
+from leyden import checkpoint
 from leyden.errors import MisconfigurationException
 from leyden.hooks.dialects import also_first_era
-from leyden.hparams import HyperparametersMixin
+from leyden.hparams import HyperparametersMixin, class_only
 from leyden.tree import move_to_device
+
+M = TypeVar("M", bound="ModuleHooks")
 
 
 class ModuleHooks(HyperparametersMixin, nn.Module):
@@ -64,11 +68,11 @@ class ModuleHooks(HyperparametersMixin, nn.Module):
         """Download or preprocess, once per machine, before anything else."""
 
     def train_dataloader(self) -> Any:
-        """Return what yields the training batches."""
+        """Return what yields the training batches: one loader, or a collection of them, whose batches come together."""
         raise _not_overridden(self, "train_dataloader")
 
     def val_dataloader(self) -> Any:
-        """Return what yields the validation batches: one loader or a list."""
+        """Return what yields the validation batches: one loader or a collection."""
         raise _not_overridden(self, "val_dataloader")
 
     def test_dataloader(self) -> Any:
@@ -223,6 +227,35 @@ class ModuleHooks(HyperparametersMixin, nn.Module):
         """Before an update: gradients are complete, unscaled, not yet clipped."""
 
     # -- checkpoints ----------------------------------------------------------------------------------------------
+
+    #: Whether the weights of a checkpoint must have the names of this module's, all of them; False takes what fits.
+    strict_loading: bool = True
+
+    @class_only
+    def load_from_checkpoint(
+        cls: type[M],
+        checkpoint_path: str | os.PathLike[str] | BinaryIO,
+        map_location: Any = None,
+        hparams_file: str | os.PathLike[str] | None = None,
+        strict: bool | None = None,
+        weights_only: bool | None = None,
+        **kwargs: Any,
+    ) -> M:
+        """Build a module from a checkpoint: its hyper-parameters, then its weights.
+
+        Args:
+            checkpoint_path: a file, an open one, or a URL.
+            map_location: where the module goes; None means the device that its weights were on, if it is here.
+            hparams_file: a YAML file with hyper-parameters to use in place of the checkpoint's.
+            strict: whether weights must have the module's names, all of them; None asks ``strict_loading``.
+            weights_only: None and True read the file as plain data; False trusts it, so that code in it may run.
+            **kwargs: arguments of ``__init__``, in place of those that were saved.
+
+        Raises:
+            CheckpointError: the file cannot be read, or its weights do not fit.
+        """
+        options = {"map_location": map_location, "hparams_file": hparams_file, "weights_only": weights_only}
+        return checkpoint.load_module(cls, checkpoint_path, **options, strict=strict, overrides=kwargs)  # type: ignore
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Before a checkpoint is written; may change it."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
@@ -19,6 +20,20 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 log = logging.getLogger("leyden")
+
+
+class _Terminal(logging.StreamHandler[Any]):
+    """Shows what a run has to say where the program has set up no logging; on the stderr of the moment."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if not logging.getLogger().handlers:
+            self.stream = sys.stderr
+            super().emit(record)
+
+
+if not log.handlers:
+    log.addHandler(_Terminal())
+    log.setLevel(logging.INFO)
 
 # SLURM_PROCID counts over all machines, LOCAL_RANK within one: only the former names a single process.
 RANK_VARIABLES = ("RANK", "SLURM_PROCID", "LOCAL_RANK")

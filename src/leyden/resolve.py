@@ -4,45 +4,129 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Final
 
-from leyden import loggers as back_ends  # each is imported when it is used
+import torch
+
+from leyden import callbacks as parts  # each is imported when it is used, as are the loggers
+from leyden import loggers as back_ends
+from leyden import profilers
 from leyden.callback import Callback
-from leyden.callbacks.gradient_accumulation_scheduler import GradientAccumulationScheduler
-from leyden.callbacks.progress import ProgressBar, TQDMProgressBar
 from leyden.errors import InvalidTypeError, InvalidValueError, MisconfigurationException, warn
-from leyden.loops.cadence import Limits, ValidationCadence, seconds_of
+from leyden.loops.cadence import Limits, ValidationCadence
 from leyden.precision import Precision, build_precision
+from leyden.rank import rank_zero_info
+from leyden.units import Duration, Every, parse_duration
+
+if TYPE_CHECKING:
+    from leyden.callbacks import GradientAccumulationScheduler
+    from leyden.profilers import Profiler
 
 #: Epochs of a fit for which no maximum was given.
 DEFAULT_EPOCHS = 1000
+#: What None means for arguments that bring a part of the run along: everything that a research run usually has.
+DEFAULTS: dict[str, bool] = {
+    "logger": True,
+    "enable_progress_bar": True,
+    "enable_model_summary": True,
+    "enable_checkpointing": True,
+}
+#: What ``barebones`` switches off, and what ``fast_dev_run`` sets, beside its limits of batches.
+BAREBONES: Final[Mapping[str, Any]] = {
+    **dict.fromkeys(DEFAULTS, False),
+    **{"num_sanity_val_steps": 0, "log_every_n_steps": 0, "fast_dev_run": 0, "detect_anomaly": False},
+    **{"profiler": None, "track_grad_norm": None},
+}
+FAST_DEV_RUN: Final[Mapping[str, Any]] = {
+    **{"max_epochs": 1, "max_steps": -1},  # its batches end the run, however many optimizers step in each
+    **{"num_sanity_val_steps": 0, "log_every_n_steps": 1, "val_check_interval": 1.0, "check_val_every_n_epoch": 1},
+}
+#: The arguments for which the Trainer adds a callback.
+CALLBACK_DEFAULTS: Final = ("enable_progress_bar", "enable_model_summary", "enable_checkpointing")
+#: The arguments that limit the batches of a run.
+BATCH_LIMITS: Final = tuple(f"limit_{name}_batches" for name in ("train", "val", "test", "predict"))
 
 
-def resolve_limits(
-    *, max_epochs: int | None, min_epochs: int | None, max_steps: int | None, min_steps: int | None, max_time: Any
-) -> Limits:
+def wanted(name: str, value: Any) -> Any:
+    """What was given for an argument of ``DEFAULTS``, or else its default."""
+    return DEFAULTS[name] if value is None else value
+
+
+def resolve_settings(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The Trainer's arguments, with those changed that ``barebones`` or ``fast_dev_run`` sets.
+
+    Raises:
+        InvalidValueError: arguments that ask for what ``barebones`` switches off, all of them (``barebones``).
+    """
+    settings = dict(given)
+    batches = settings["fast_dev_run"] = resolve_fast_dev_run(given["fast_dev_run"])
+    settings["track_grad_norm"] = resolve_grad_norm(given["track_grad_norm"])
+    if given["barebones"]:
+        _check_barebones(settings)
+        settings.update(BAREBONES)
+    elif batches:
+        rank_zero_info("fast_dev_run: one epoch of %d batches at most, without checkpoints and loggers", batches)
+        logger = back_ends.DummyLogger() if wanted("logger", given["logger"]) else False
+        settings.update(FAST_DEV_RUN, **dict.fromkeys(BATCH_LIMITS, batches), logger=logger)
+    return settings
+
+
+def _check_barebones(settings: Mapping[str, Any]) -> None:
+    asked = [f"{name}={settings[name]!r}" for name in BAREBONES if settings[name] not in (None, False, 0)]
+    kinds = [
+        type(callback).__name__
+        for callback in _as_list(settings["callbacks"])
+        if isinstance(callback, (parts.Checkpoint, parts.ProgressBar, parts.ModelSummary))
+    ]
+    asked += [f"callbacks=[{', '.join(kinds)}]"] if kinds else []
+    if asked:
+        raise InvalidValueError(
+            f"Trainer(barebones=True) switches off what is asked for by {', '.join(asked)}; leave one or the other out",
+            code="barebones",
+        )
+
+
+def _as_list(given: Any) -> list[Any]:
+    return list(given) if isinstance(given, Sequence) else [] if given is None else [given]
+
+
+def resolve_limits(settings: Mapping[str, Any]) -> Limits:
     """How long a fit runs. Without any maximum it ends after 1,000 epochs, which the fit warns of."""
-    for name, value, least in (
-        ("max_epochs", max_epochs, -1),
-        ("min_epochs", min_epochs, 0),
-        ("max_steps", max_steps, -1),
-        ("min_steps", min_steps, 0),
-    ):
-        if value is not None:
-            check_int(name, value, least=least, code="trainer-limit")
-    max_steps = -1 if max_steps is None else max_steps
+    max_epochs, max_time = settings["max_epochs"], settings["max_time"]
+    max_steps = -1 if settings["max_steps"] is None else settings["max_steps"]
     is_default = max_epochs is None and max_steps == -1 and max_time is None
     if max_epochs is None:
         max_epochs = DEFAULT_EPOCHS if is_default else -1
-    return Limits(
-        max_epochs=max_epochs,
-        min_epochs=min_epochs or 0,
-        max_steps=max_steps,
-        min_steps=min_steps or 0,
-        max_seconds=None if max_time is None else seconds_of(max_time, what="Trainer(max_time=...)"),
-        is_default=is_default,
-    )
+    limits = Limits(is_default=is_default)
+    limits.set_most("max_epochs", _length("max_epochs", max_epochs, least=-1))
+    limits.set_most("max_steps", _length("max_steps", max_steps, least=-1))
+    if max_time is not None:
+        limits.set_most("max_time", parse_duration(max_time, what="Trainer(max_time=...)"))
+    for name in ("min_epochs", "min_steps"):
+        limits.set_least(name, _length(name, settings[name] or 0, least=0))
+    return limits
+
+
+def _length(name: str, value: Any, *, least: int) -> int | Duration:
+    """An int on the clock of the argument's name, or a length on any clock."""
+    if isinstance(value, str):
+        return parse_duration(value, what=f"Trainer({name}=...)")
+    check_int(name, value, least=least, code="trainer-limit")
+    return value  # type: ignore[no-any-return]
+
+
+def resolve_schedules(settings: Mapping[str, Any]) -> dict[str, Every]:
+    """The intervals that are not numbers, by argument."""
+    names = [name for name in ("val_check_interval", "log_every_n_steps") if is_length(settings[name])]
+    return {name: Every(settings[name], what=f"Trainer({name}=...)") for name in names}
+
+
+def is_length(value: Any) -> bool:
+    """Whether an interval names its clock, as Lightning's numbers do not."""
+    return isinstance(value, str | timedelta | Mapping)
 
 
 def check_int(name: str, value: Any, *, least: int, code: str = "trainer-argument") -> None:
@@ -55,27 +139,18 @@ def check_int(name: str, value: Any, *, least: int, code: str = "trainer-argumen
         raise InvalidValueError(f"Trainer({name}={value!r}) must be an int >= {least}", code=code)
 
 
-def check_cadences(
-    *,
-    val_check_interval: Any,
-    check_val_every_n_epoch: Any,
-    num_sanity_val_steps: Any,
-    log_every_n_steps: Any,
-    reload_dataloaders_every_n_epochs: Any,
-) -> None:
+def check_cadences(settings: Mapping[str, Any]) -> None:
     """Refuse what cannot say how often something happens; None is the default of the argument.
 
     Raises:
         InvalidValueError: naming the argument.
     """
-    if check_val_every_n_epoch is not None:
-        check_int("check_val_every_n_epoch", check_val_every_n_epoch, least=1)
-    if num_sanity_val_steps is not None:
-        check_int("num_sanity_val_steps", num_sanity_val_steps, least=-1)
-    if log_every_n_steps is not None:
-        check_int("log_every_n_steps", log_every_n_steps, least=0)
-    check_int("reload_dataloaders_every_n_epochs", reload_dataloaders_every_n_epochs, least=0)
-    check_interval(val_check_interval, check_val_every_n_epoch)
+    for name, least in (("check_val_every_n_epoch", 1), ("num_sanity_val_steps", -1), ("log_every_n_steps", 0)):
+        value = settings[name]
+        if value is not None and not (name == "log_every_n_steps" and is_length(value)):
+            check_int(name, value, least=least)
+    check_int("reload_dataloaders_every_n_epochs", settings["reload_dataloaders_every_n_epochs"], least=0)
+    check_interval(settings["val_check_interval"], settings["check_val_every_n_epoch"])
 
 
 def resolve_fast_dev_run(value: Any) -> int:
@@ -96,7 +171,7 @@ def resolve_grad_norm(value: Any) -> float | None:
             f"Trainer(track_grad_norm={value!r}) must be the order of a norm: a number > 0 such as 2, or 'inf'",
             code="trainer-argument",
         )
-    return value
+    return float(value)  # the key that is logged has it as in Lightning: grad_2.0_norm_total
 
 
 def resolve_batch_limit(name: str, value: Any) -> int | float:
@@ -113,10 +188,15 @@ def resolve_batch_limit(name: str, value: Any) -> int | float:
 
 
 def resolve_validation_interval(
-    val_check_interval: int | float | None, every_n_epochs: int | None, num_batches: int | float
+    val_check_interval: Any,
+    every_n_epochs: int | None,
+    num_batches: int | float,
+    every: Every | None = None,
 ) -> ValidationCadence:
     """When to validate, now that the number of training batches is known (inf if it is not)."""
     check_interval(val_check_interval, every_n_epochs)
+    if is_length(val_check_interval):
+        return ValidationCadence(every_n_epochs=every_n_epochs, every=every)
     interval = 1.0 if val_check_interval is None else val_check_interval
     if isinstance(interval, int):
         if every_n_epochs is not None and interval > num_batches:
@@ -139,10 +219,13 @@ def check_interval(interval: Any, every_n_epochs: int | None) -> None:
     Raises:
         InvalidValueError: naming ``val_check_interval``.
     """
-    if interval is None:
+    if interval is None or is_length(interval):
         return
     if isinstance(interval, bool) or not isinstance(interval, int | float) or not interval > 0:
-        raise _bad_interval(interval, "a positive int (batches) or a float up to 1.0 (part of the epoch)")
+        raise _bad_interval(
+            interval,
+            "a positive int (batches), a float up to 1.0 (part of the epoch), or as '500 updates' or '30 min'",
+        )
     if isinstance(interval, float) and interval > 1:
         raise _bad_interval(interval, "at most 1.0 if it is a float; give an int to count batches")
     if isinstance(interval, float) and every_n_epochs is None:
@@ -158,7 +241,7 @@ def resolve_accumulation(value: Any) -> tuple[int, GradientAccumulationScheduler
     if value is None:
         return 1, None
     if isinstance(value, Mapping):
-        return 1, GradientAccumulationScheduler(dict(value))
+        return 1, parts.GradientAccumulationScheduler(dict(value))
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise MisconfigurationException(
             f"Trainer(accumulate_grad_batches={value!r}) must be an int >= 1, a dict {{epoch: int}} or None",
@@ -167,11 +250,15 @@ def resolve_accumulation(value: Any) -> tuple[int, GradientAccumulationScheduler
     return value, None
 
 
-def resolve_callbacks(callbacks: Any, *, enable_progress_bar: bool) -> list[Callback]:
-    """The callbacks in calling order, with the default progress bar unless there is one or none is wanted."""
-    if callbacks is None:
-        callbacks = []
-    listed = list(callbacks) if isinstance(callbacks, Sequence) else [callbacks]
+def resolve_callbacks(
+    callbacks: Any,
+    *,
+    enable_progress_bar: bool | None = None,
+    enable_model_summary: bool | None = None,
+    enable_checkpointing: bool | None = None,
+) -> list[Callback]:
+    """The callbacks in calling order, with those of the defaults that are wanted and not given."""
+    listed = _as_list(callbacks)
     for callback in listed:
         if not isinstance(callback, Callback):
             raise InvalidTypeError(
@@ -179,20 +266,29 @@ def resolve_callbacks(callbacks: Any, *, enable_progress_bar: bool) -> list[Call
                 "it from leyden.Callback",
                 code="trainer-callback",
             )
-    bars = [callback for callback in listed if isinstance(callback, ProgressBar)]
+    bars = [type(callback).__name__ for callback in listed if isinstance(callback, parts.ProgressBar)]
     if len(bars) > 1:
         raise MisconfigurationException(
-            f"several progress bars were given: {[type(bar).__name__ for bar in bars]}; keep one",
-            code="trainer-progress-bar",
+            f"several progress bars were given: {bars}; keep one", code="trainer-progress-bar"
         )
-    if bars and not enable_progress_bar:
-        raise MisconfigurationException(
-            f"Trainer(enable_progress_bar=False) contradicts the callback {type(bars[0]).__name__}; leave one out",
-            code="trainer-progress-bar",
-        )
-    if enable_progress_bar and not bars:
-        listed.append(TQDMProgressBar())
+    writers = [type(callback).__name__ for callback in listed if isinstance(callback, parts.Checkpoint)]
+    _refuse_contradiction("enable_progress_bar", enable_progress_bar, bars, code="trainer-progress-bar")
+    _refuse_contradiction("enable_checkpointing", enable_checkpointing, writers, code="trainer-checkpointing")
+    if not bars and wanted("enable_progress_bar", enable_progress_bar):
+        listed.append(parts.TQDMProgressBar())
+    has_summary = any(isinstance(callback, parts.ModelSummary) for callback in listed)
+    if not has_summary and wanted("enable_model_summary", enable_model_summary):
+        listed.append(parts.ModelSummary(max_depth=1))
+    if not writers and wanted("enable_checkpointing", enable_checkpointing):
+        listed.append(parts.ModelCheckpoint())
     return writers_last(listed)
+
+
+def _refuse_contradiction(name: str, value: bool | None, given: Sequence[str], *, code: str) -> None:
+    if given and value is False:
+        raise MisconfigurationException(
+            f"Trainer({name}=False) contradicts the callback {given[0]}; leave one out", code=code
+        )
 
 
 def writers_last(callbacks: Sequence[Callback]) -> list[Callback]:
@@ -201,9 +297,20 @@ def writers_last(callbacks: Sequence[Callback]) -> list[Callback]:
     return [callback for callback in callbacks if callback not in writers] + writers
 
 
+def resolve_recorder(record_failures: Any) -> Callback | None:
+    """What records steps that fail; None if nobody is to."""
+    if record_failures is False:
+        return None
+    if record_failures is not True and not isinstance(record_failures, str | os.PathLike):
+        raise InvalidTypeError(
+            f"Trainer(record_failures={record_failures!r}) must be True, False or a folder", code="trainer-argument"
+        )
+    return parts.FailureRecorder(None if record_failures is True else record_failures)
+
+
 def resolve_precision(name: Any, plugins: Any, *, device_type: str) -> Precision:
     """The precision that ``precision=`` or a plugin names."""
-    given = list(plugins) if isinstance(plugins, Sequence) else [] if plugins is None else [plugins]
+    given = _as_list(plugins)
     chosen = [plugin for plugin in given if isinstance(plugin, Precision)]
     others = [type(plugin).__name__ for plugin in given if not isinstance(plugin, Precision)]
     if others:
@@ -220,11 +327,12 @@ def resolve_precision(name: Any, plugins: Any, *, device_type: str) -> Precision
 
 
 def resolve_loggers(logger: Any, *, default_root_dir: str = ".") -> list[Any]:
-    """The loggers: True means TensorBoard's if tensorboard is installed, else a CSV file; None and False mean none.
+    """The loggers: True, the default, means TensorBoard's if tensorboard is installed, else a CSV file.
 
     Users' own need ``log_metrics(metrics, step)``.
     """
-    if logger is None or logger is False:
+    logger = wanted("logger", logger)
+    if logger is False:
         return []
     if logger is True:
         has_tensorboard = importlib.util.find_spec("tensorboard") is not None
@@ -239,12 +347,33 @@ def resolve_loggers(logger: Any, *, default_root_dir: str = ".") -> list[Any]:
     return loggers
 
 
+#: Profilers by the name that ``Trainer(profiler=...)`` takes.
+PROFILERS: Mapping[str, str] = {
+    "simple": "SimpleProfiler",
+    "advanced": "AdvancedProfiler",
+    "pytorch": "PyTorchProfiler",
+}
+
+
+def resolve_profiler(value: Any) -> Profiler:
+    """The profiler that an argument names or is; without one, the profiler that measures nothing."""
+    if value is None:
+        return profilers.PassThroughProfiler()
+    if isinstance(value, str) and value.lower() in PROFILERS:
+        return getattr(profilers, PROFILERS[value.lower()])()  # type: ignore[no-any-return]
+    if isinstance(value, profilers.Profiler):
+        return value
+    kind = InvalidValueError if isinstance(value, str) else InvalidTypeError
+    raise kind(
+        f"Trainer(profiler={value!r}) must be one of {', '.join(map(repr, PROFILERS))}, an object derived from "
+        "leyden.profilers.Profiler, or None",
+        code="trainer-profiler",
+    )
+
+
 #: Arguments that users know and that come with a later version, with the values that ask for nothing.
 NOT_YET: Mapping[str, tuple[Any, ...]] = {
-    "profiler": (None,),
-    "sync_batchnorm": (False,),
     "model_registry": (None,),
-    "barebones": (False,),
 }
 
 
@@ -262,19 +391,28 @@ def refuse_what_is_not_yet(arguments: Mapping[str, Any]) -> None:
             )
 
 
-#: What arguments ask for that this version does not do. Their default, None, leaves the choice to the version.
-WITHOUT_EFFECT: Mapping[str, str] = {
-    "enable_checkpointing": "writes no checkpoints",
-    "enable_model_summary": "prints no summary",
-}
+def set_backends(deterministic: bool | str | None, benchmark: bool | None) -> None:
+    """Tell torch about determinism and cuDNN's choice of algorithms; None leaves both as they are.
 
-
-def warn_of_what_is_not_yet(**arguments: Any) -> None:
-    """Say of each argument that asks for what does not come that it does not; the run is none the worse for it."""
-    for name, what in WITHOUT_EFFECT.items():
-        if arguments.get(name):
+    Raises:
+        InvalidValueError: values that mean neither (``deterministic``, ``benchmark``).
+    """
+    if deterministic not in (None, True, False, "warn"):
+        raise InvalidValueError(
+            f"Trainer(deterministic={deterministic!r}) must be True, False or 'warn'", code="deterministic"
+        )
+    if not isinstance(benchmark, bool | None):
+        raise InvalidValueError(f"Trainer(benchmark={benchmark!r}) must be True, False or None", code="benchmark")
+    if deterministic is not None:
+        torch.use_deterministic_algorithms(bool(deterministic), warn_only=deterministic == "warn")
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses
+        if benchmark:
             warn(
-                f"Trainer({name}={arguments[name]!r}) has no effect: this version {what}; leave it out",
-                code="not-yet",
-                stacklevel=4,
+                f"Trainer(deterministic={deterministic!r}, benchmark=True): what cuDNN finds fastest may differ from "
+                "run to run; leave benchmark out",
+                code="deterministic-benchmark",
             )
+        benchmark = bool(benchmark)
+    if benchmark is not None:
+        torch.backends.cudnn.benchmark = benchmark

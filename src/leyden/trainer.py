@@ -5,44 +5,51 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from typing import Any
-
-import torch
 
 from leyden.callback import Callback
 from leyden.datamodule import LightningDataModule
-from leyden.errors import InvalidValueError, MisconfigurationException
-from leyden.fits import Fits
+from leyden.errors import MisconfigurationException
 from leyden.hooks.dispatch import RunState
 from leyden.loops.cadence import Limits
 from leyden.loops.evaluate import EvaluationLoop
 from leyden.loops.fit import FitLoop
-from leyden.loops.predict import PredictLoop
 from leyden.module import LightningModule
 from leyden.optimization.clocks import Clocks
 from leyden.optimization.optimizer import LightningOptimizer
 from leyden.optimization.plan import Plan
 from leyden.optimization.toggling import Toggler
 from leyden.resolve import (
+    BATCH_LIMITS,
+    CALLBACK_DEFAULTS,
     check_cadences,
     refuse_what_is_not_yet,
     resolve_accumulation,
     resolve_batch_limit,
     resolve_callbacks,
-    resolve_fast_dev_run,
-    resolve_grad_norm,
     resolve_limits,
     resolve_loggers,
     resolve_precision,
-    warn_of_what_is_not_yet,
+    resolve_profiler,
+    resolve_recorder,
+    resolve_schedules,
+    resolve_settings,
+    set_backends,
     writers_last,
 )
 from leyden.results.views import Views
+from leyden.runs import Source
+from leyden.signals import Signals, resolve_signals
 from leyden.strategies import Strategy, build_strategy, resolve_device
+from leyden.trials import Trials
 
 
-class Trainer(Fits):
+class Trainer(Trials):
     """Runs a ``LightningModule``: training, validation, test, prediction.
+
+    Where a length is a number it is counted as the argument's name says. It may be a text on any clock instead: "500
+    updates", "2 epochs", "300 steps", "100 batches", "1e6 samples", "30 min"; see :mod:`leyden.units`.
 
     Args:
         accelerator: "auto", "cpu", "gpu", "cuda" or "mps"; "auto" takes what is there.
@@ -50,46 +57,62 @@ class Trainer(Fits):
         devices: "auto", a number, or a list of indices; this version runs on one device.
         num_nodes: number of machines; this version runs on one.
         precision: "32-true" (default), "64-true", "16-true", "bf16-true", "16-mixed", "bf16-mixed", or 1.x spellings.
-        logger: a logger or a list; True takes TensorBoard's if that is installed, else a CSV file. None and False log
-            nowhere.
+        logger: a logger or a list; False for none. True, the default, takes TensorBoard's if that is installed, else a
+            CSV file, in ``lightning_logs/version_<n>`` of ``default_root_dir``.
         callbacks: a callback or a list.
-        fast_dev_run: run this many batches (True: 1) of everything, once, to find mistakes; False or 0 runs in earnest.
-        max_epochs: epochs at most; -1 for no limit. None means 1,000 unless another maximum is given.
-        min_epochs: epochs before ``should_stop`` is heeded.
-        max_steps: optimizer steps at most, over all optimizers; -1 or None for no limit.
-        min_steps: optimizer steps before ``should_stop`` is heeded.
-        max_time: wall time at most: a timedelta, a mapping of its arguments, or "DD:HH:MM:SS".
+        fast_dev_run: run this many batches (True: 1) of everything, once, to find mistakes, without a sanity check, and
+            without writing checkpoints or to loggers; False or 0 runs in earnest.
+        max_epochs: epochs at most, or a length; -1 for no limit. None means 1,000 unless another maximum is given.
+        min_epochs: epochs, or a length, before ``should_stop`` is heeded.
+        max_steps: optimizer steps at most, over all optimizers, or a length; -1 or None for no limit.
+        min_steps: optimizer steps, or a length, before ``should_stop`` is heeded.
+        max_time: time at most, over all fits: a length, a timedelta, a mapping of its arguments, or "DD:HH:MM:SS". Of
+            several maxima the first that is reached counts.
         limit_train_batches: batches of an epoch at most (int), or the part of them (float). None means all.
         limit_val_batches: likewise for each validation loader.
         limit_test_batches: likewise for each test loader.
         limit_predict_batches: likewise for each loader to predict for.
         overfit_batches: use this many batches (or this part) of training and validation data, unshuffled; 0 uses all.
-        val_check_interval: validate every so many batches (int) or every such part of an epoch (float up to 1.0); None
-            validates at the epoch's end.
+        val_check_interval: validate every so many batches (int), every such part of an epoch (float up to 1.0), or in
+            an interval on any clock, which goes on across epochs; a time may have the forms of ``max_time`` and counts
+            from the end of the last validation. None validates at the epoch's end.
         check_val_every_n_epoch: validate every so many epochs, >= 1; None counts batches across epochs.
         num_sanity_val_steps: validation batches that a fit begins with; -1 for all. None means 2.
-        log_every_n_steps: windows between two rows of the loggers; 0 writes no rows for steps. None means 50.
-        enable_checkpointing: True warns, since this version writes no checkpoints.
-        enable_progress_bar: whether to show a progress bar.
-        enable_model_summary: True warns, since this version prints no summary.
+        log_every_n_steps: windows between two rows of the loggers, or an interval on any clock, after which the next
+            window has a row; 0 writes no rows for steps. None means 50.
+        enable_checkpointing: whether to save a checkpoint of the last epoch, by a ``ModelCheckpoint()``, unless a
+            callback that saves is given. None means True.
+        enable_progress_bar: whether to show a progress bar. None means True.
+        enable_model_summary: whether to print the module's layers, unless a callback that does is given. None means
+            True.
         accumulate_grad_batches: micro-batches of one update: an int, or a schedule ``{epoch: int}``.
         gradient_clip_val: greatest norm (or value) of an optimizer's gradients; None clips nothing.
         gradient_clip_algorithm: "norm" (default) or "value".
-        deterministic: True or "warn" asks torch for deterministic algorithms.
-        benchmark: whether cuDNN tries out algorithms; None leaves torch's setting alone.
+        deterministic: True or "warn" asks torch for deterministic algorithms and sets ``CUBLAS_WORKSPACE_CONFIG``; None
+            leaves torch's setting alone.
+        benchmark: whether cuDNN tries out algorithms; None leaves torch's setting alone, or switches it off if
+            ``deterministic``.
         inference_mode: whether ``validate``, ``test`` and ``predict`` run under ``torch.inference_mode``.
         use_distributed_sampler: accepted; there is nothing to distribute in this version.
-        profiler: not available in this version.
+        profiler: measures where time goes: "simple", "advanced", "pytorch", or a ``Profiler``; None measures nothing.
         detect_anomaly: whether autograd looks for the operation that made a nan.
-        barebones: not available in this version.
+        barebones: nothing but the loop, to measure it: no bar, summary, loggers, checkpoints or sanity check, and
+            ``self.log`` does nothing.
         plugins: a precision, e.g. ``MixedPrecision("16-mixed", "cpu", scaler)``.
-        sync_batchnorm: not available in this version.
+        sync_batchnorm: accepted; there is nothing to synchronise on one device.
         reload_dataloaders_every_n_epochs: epochs between two calls of the dataloader hooks; 0 calls them once.
         default_root_dir: folder for what callbacks and loggers write; None means the current one.
         enable_autolog_hparams: whether ``save_hyperparameters`` values go to the loggers at the start.
         model_registry: not available in this version.
         track_grad_norm: logs the norm of each optimizer's gradients before clipping: the norm's order, a number > 0 or
             "inf"; None (or -1, as in 1.x) logs none.
+        handle_signals: what happens when the process gets a signal while a run is on: at the next boundary the fit is
+            saved, so that ``ckpt_path="last"`` goes on exactly there, and the run ends with the exit code 128 + n
+            (SIGTERM, SIGHUP; SIGINT raises ``KeyboardInterrupt``), or goes on (SIGUSR1; under SLURM it requeues the job
+            and ends). True (default) handles these four; False none; a list handles those named; a dict says what to
+            do about each: ``{"SIGTERM": "exit", "SIGUSR1": "save", "SIGUSR2": "requeue"}``.
+        record_failures: True, or a folder, adds a ``FailureRecorder``: a training step that fails, or whose loss or
+            gradients are not finite, is written to a file, and ``leyden replay FILE`` runs it again.
 
     Raises:
         MisconfigurationException: an argument that cannot work, by name.
@@ -110,22 +133,22 @@ class Trainer(Fits):
         logger: Any = None,
         callbacks: Callback | Sequence[Callback] | None = None,
         fast_dev_run: int | bool = False,
-        max_epochs: int | None = None,
-        min_epochs: int | None = None,
-        max_steps: int | None = -1,
-        min_steps: int | None = None,
-        max_time: Any = None,
+        max_epochs: int | str | None = None,
+        min_epochs: int | str | None = None,
+        max_steps: int | str | None = -1,
+        min_steps: int | str | None = None,
+        max_time: str | timedelta | Mapping[str, float] | None = None,
         limit_train_batches: int | float | None = None,
         limit_val_batches: int | float | None = None,
         limit_test_batches: int | float | None = None,
         limit_predict_batches: int | float | None = None,
         overfit_batches: int | float = 0.0,
-        val_check_interval: int | float | None = None,
+        val_check_interval: int | float | str | timedelta | Mapping[str, float] | None = None,
         check_val_every_n_epoch: int | None = 1,
         num_sanity_val_steps: int | None = None,
-        log_every_n_steps: int | None = None,
+        log_every_n_steps: int | str | None = None,
         enable_checkpointing: bool | None = None,
-        enable_progress_bar: bool = True,
+        enable_progress_bar: bool | None = None,
         enable_model_summary: bool | None = None,
         accumulate_grad_batches: int | Mapping[int, int] | None = 1,
         gradient_clip_val: int | float | None = None,
@@ -144,72 +167,58 @@ class Trainer(Fits):
         enable_autolog_hparams: bool = True,
         model_registry: str | None = None,
         track_grad_norm: float | str | None = None,
+        handle_signals: bool | Sequence[str] | Mapping[str, str] = True,
+        record_failures: bool | str | os.PathLike[str] = False,
     ) -> None:
-        refuse_what_is_not_yet(
-            {
-                "profiler": profiler,
-                "barebones": barebones,
-                "sync_batchnorm": sync_batchnorm,
-                "model_registry": model_registry,
-            }
-        )
-        warn_of_what_is_not_yet(enable_checkpointing=enable_checkpointing, enable_model_summary=enable_model_summary)
-        check_cadences(
-            val_check_interval=val_check_interval,
-            check_val_every_n_epoch=check_val_every_n_epoch,
-            num_sanity_val_steps=num_sanity_val_steps,
-            log_every_n_steps=log_every_n_steps,
-            reload_dataloaders_every_n_epochs=reload_dataloaders_every_n_epochs,
-        )
+        settings = resolve_settings(locals())
+        refuse_what_is_not_yet({"model_registry": model_registry})
+        self.profiler = resolve_profiler(profiler)
         self._state = RunState()
+        self._signals = Signals(resolve_signals(handle_signals))
         self.gradient_clip_val = gradient_clip_val
         self.gradient_clip_algorithm = gradient_clip_algorithm
         self.accelerator, self._devices = resolve_device(accelerator, devices)
         self.strategy = build_strategy(strategy, self._devices, num_nodes=num_nodes)
         self.num_nodes = num_nodes
         self._precision = resolve_precision(precision, plugins, device_type=self.strategy.root_device.type)
+        set_backends(deterministic, benchmark)
 
-        self.fast_dev_run = resolve_fast_dev_run(fast_dev_run)
-        if self.fast_dev_run:
-            most = self.fast_dev_run
-            # max_steps: the limit of batches ends the run, however many optimizers step in each
-            max_epochs, max_steps, num_sanity_val_steps, val_check_interval = 1, -1, 0, 1.0
-            limit_train_batches = limit_val_batches = limit_test_batches = limit_predict_batches = most
-            check_val_every_n_epoch, logger, log_every_n_steps = 1, None, 1
-        self.limit_train_batches = resolve_batch_limit("limit_train_batches", limit_train_batches)
-        self.limit_val_batches = resolve_batch_limit("limit_val_batches", limit_val_batches)
-        self.limit_test_batches = resolve_batch_limit("limit_test_batches", limit_test_batches)
-        self.limit_predict_batches = resolve_batch_limit("limit_predict_batches", limit_predict_batches)
-        self.overfit_batches = resolve_batch_limit("overfit_batches", overfit_batches)
-        self.val_check_interval = val_check_interval
-        self.check_val_every_n_epoch = check_val_every_n_epoch
-        self.num_sanity_val_steps = 2 if num_sanity_val_steps is None else num_sanity_val_steps
-        self.log_every_n_steps = 50 if log_every_n_steps is None else log_every_n_steps
-        self.reload_dataloaders_every_n_epochs = reload_dataloaders_every_n_epochs
+        self.barebones = barebones
+        self.fast_dev_run = settings["fast_dev_run"]
         self.inference_mode = inference_mode
         self.default_root_dir = os.fspath(default_root_dir or os.getcwd())
-        self.track_grad_norm = resolve_grad_norm(track_grad_norm)
-        self._detect_anomaly = detect_anomaly
+        self.track_grad_norm = settings["track_grad_norm"]
+        self._detect_anomaly = settings["detect_anomaly"]
         self._autolog_hparams = enable_autolog_hparams
-        _set_backends(deterministic, benchmark)
-
-        limits = resolve_limits(
-            max_epochs=max_epochs, min_epochs=min_epochs, max_steps=max_steps, min_steps=min_steps, max_time=max_time
-        )
+        self._set_cadences(settings)
         self._accumulation = accumulate_grad_batches
         self.accumulate_grad_batches, schedule = resolve_accumulation(accumulate_grad_batches)
-        self.loggers = resolve_loggers(logger, default_root_dir=self.default_root_dir)
-        self.callbacks = resolve_callbacks(callbacks, enable_progress_bar=enable_progress_bar)
-        if schedule is not None:
-            self.callbacks = writers_last([*self.callbacks, schedule])
+        self.loggers = resolve_loggers(settings["logger"], default_root_dir=self.default_root_dir)
+        self.callbacks = resolve_callbacks(callbacks, **{name: settings[name] for name in CALLBACK_DEFAULTS})
+        added = [callback for callback in (schedule, resolve_recorder(record_failures)) if callback is not None]
+        self.callbacks = writers_last([*self.callbacks, *added])
+        self._begin(resolve_limits(settings))
 
-        self._begin(limits)
+    def _set_cadences(self, settings: Mapping[str, Any]) -> None:
+        """How much data the runs use, and how often something happens."""
+        check_cadences(settings)
+        overfit = self.overfit_batches = resolve_batch_limit("overfit_batches", settings["overfit_batches"] or 0)
+        train, val, test, predict = (resolve_batch_limit(name, settings[name]) for name in BATCH_LIMITS)
+        self.limit_train_batches, self.limit_val_batches = (overfit, overfit) if overfit else (train, val)
+        self.limit_test_batches, self.limit_predict_batches = test, predict
+        self.val_check_interval = settings["val_check_interval"]
+        self.check_val_every_n_epoch = settings["check_val_every_n_epoch"]
+        self.reload_dataloaders_every_n_epochs = settings["reload_dataloaders_every_n_epochs"]
+        sanity, every = settings["num_sanity_val_steps"], settings["log_every_n_steps"]
+        self.num_sanity_val_steps = 2 if sanity is None else sanity
+        self.log_every_n_steps = every if isinstance(every, int) else 50
+        self.schedules = resolve_schedules(settings)
 
     def _begin(self, limits: Limits) -> None:
         """The state of a Trainer that has not run anything."""
         self.clocks = Clocks()
         self.fit_loop = FitLoop(limits, self.clocks)
-        self.validate_loop, self.test_loop, self.predict_loop = EvaluationLoop(), EvaluationLoop(), PredictLoop()
+        self.validate_loop, self.test_loop, self.predict_loop = EvaluationLoop(), EvaluationLoop(), EvaluationLoop()
         self.interrupted = False
         self.datamodule: LightningDataModule | None = None
         self._views = Views()
@@ -219,6 +228,7 @@ class Trainer(Fits):
         self._toggler = Toggler([])
         self._optimization: Any = None
         self._eval_rows: dict[str, int] = {}
+        self._given: dict[str, Any] = {}
         for name in ("on_init_start", "on_init_end"):
             for callback in self.callbacks:
                 if callable(getattr(callback, name, None)):
@@ -233,6 +243,7 @@ class Trainer(Fits):
         val_dataloaders: Any = None,
         datamodule: LightningDataModule | None = None,
         ckpt_path: str | os.PathLike[str] | None = None,
+        weights_only: bool | None = None,
         *,
         train_dataloader: Any = None,
     ) -> None:
@@ -240,11 +251,15 @@ class Trainer(Fits):
 
         Args:
             model: the module.
-            train_dataloaders: yields training batches: a loader, any iterable, or a list of batches. None asks the
+            train_dataloaders: yields training batches: a loader, any iterable, or a list of batches; or a collection
+                of loaders (a dict, a list, nested at will), whose batches are such collections: the longest sets the
+                length, shorter ones begin again. A ``CombinedLoader`` combines them in another way. None asks the
                 datamodule, then the module.
-            val_dataloaders: one or a list of such; likewise.
+            val_dataloaders: one or a collection of such, evaluated one after the other; likewise.
             datamodule: may also stand in the place of ``train_dataloaders``.
-            ckpt_path: not available in this version.
+            ckpt_path: a checkpoint to go on from: a path, a URL, "last" (the newest that the checkpoint callbacks have
+                written) or "best".
+            weights_only: None and True read the file as plain data; False trusts it, so that code in it may run.
             train_dataloader: the 1.x spelling of ``train_dataloaders``.
 
         Raises:
@@ -253,7 +268,7 @@ class Trainer(Fits):
         train = train_dataloaders if train_dataloaders is not None else train_dataloader
         train, datamodule = _split(train, datamodule)
         body = functools.partial(self._fit, train=train, val=val_dataloaders)
-        self._run("fit", model, datamodule, body, ckpt_path)
+        self._run("fit", model, datamodule, body, Source(ckpt_path, weights_only))
 
     def validate(
         self,
@@ -262,13 +277,15 @@ class Trainer(Fits):
         ckpt_path: str | os.PathLike[str] | None = None,
         verbose: bool = True,
         datamodule: LightningDataModule | None = None,
+        weights_only: bool | None = None,
         *,
         val_dataloaders: Any = None,
     ) -> list[dict[str, float]]:
         """Validate a module (the last one by default); returns what was logged, a dict for each loader."""
         given, datamodule = _split(dataloaders if dataloaders is not None else val_dataloaders, datamodule)
         body = functools.partial(self._evaluate, stage="validate", given=given, verbose=verbose)
-        return self._run("validate", self._chosen(model), datamodule, body, ckpt_path)  # type: ignore[no-any-return]
+        source = Source(ckpt_path, weights_only, model is not None)
+        return self._run("validate", self._chosen(model), datamodule, body, source)  # type: ignore[no-any-return]
 
     def test(
         self,
@@ -277,13 +294,15 @@ class Trainer(Fits):
         ckpt_path: str | os.PathLike[str] | None = None,
         verbose: bool = True,
         datamodule: LightningDataModule | None = None,
+        weights_only: bool | None = None,
         *,
         test_dataloaders: Any = None,
     ) -> list[dict[str, float]]:
         """Test a module (the last one by default); returns what was logged, a dict for each loader."""
         given, datamodule = _split(dataloaders if dataloaders is not None else test_dataloaders, datamodule)
         body = functools.partial(self._evaluate, stage="test", given=given, verbose=verbose)
-        return self._run("test", self._chosen(model), datamodule, body, ckpt_path)  # type: ignore[no-any-return]
+        source = Source(ckpt_path, weights_only, model is not None)
+        return self._run("test", self._chosen(model), datamodule, body, source)  # type: ignore[no-any-return]
 
     def predict(
         self,
@@ -292,12 +311,14 @@ class Trainer(Fits):
         datamodule: LightningDataModule | None = None,
         return_predictions: bool | None = None,
         ckpt_path: str | os.PathLike[str] | None = None,
+        weights_only: bool | None = None,
     ) -> list[Any] | None:
         """Predict for all batches; a list of what ``predict_step`` returned, or a list of lists for several loaders."""
         dataloaders, datamodule = _split(dataloaders, datamodule)
         keeps = return_predictions is None or return_predictions
         body = functools.partial(self._predict, given=dataloaders, keeps=keeps)
-        return self._run("predict", self._chosen(model), datamodule, body, ckpt_path)  # type: ignore[no-any-return]
+        source = Source(ckpt_path, weights_only, model is not None)
+        return self._run("predict", self._chosen(model), datamodule, body, source)  # type: ignore[no-any-return]
 
 
 def _split(data: Any, datamodule: LightningDataModule | None) -> tuple[Any, LightningDataModule | None]:
@@ -311,18 +332,3 @@ def _split(data: Any, datamodule: LightningDataModule | None) -> tuple[Any, Ligh
             "both dataloaders and a datamodule were given; pass one of them", code="loaders-and-datamodule"
         )
     return data, datamodule
-
-
-def _set_backends(deterministic: bool | str | None, benchmark: bool | None) -> None:
-    if deterministic is not None:
-        if deterministic not in (True, False, "warn"):
-            raise InvalidValueError(
-                f"Trainer(deterministic={deterministic!r}) must be True, False or 'warn'", code="deterministic"
-            )
-        torch.use_deterministic_algorithms(bool(deterministic), warn_only=deterministic == "warn")
-        if deterministic:
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    if benchmark is not None:
-        if not isinstance(benchmark, bool):
-            raise InvalidValueError(f"Trainer(benchmark={benchmark!r}) must be True, False or None", code="benchmark")
-        torch.backends.cudnn.benchmark = benchmark

@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+import signal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from leyden import callbacks as parts  # each is imported when it is used
 from leyden.callback import Callback
-from leyden.callbacks.gradient_accumulation_scheduler import GradientAccumulationScheduler
-from leyden.callbacks.progress import ProgressBar
+from leyden.data.combined import given_by_user
+from leyden.data.sources import capped
 from leyden.datamodule import LightningDataModule
-from leyden.errors import OrderError
+from leyden.errors import InvalidValueError, OrderError
 from leyden.hooks.dispatch import RunState
 from leyden.loops.evaluate import EvaluationLoop
 from leyden.loops.fit import FitLoop
-from leyden.loops.predict import PredictLoop
+from leyden.loops.ledger import Ledger
 from leyden.module import LightningModule
 from leyden.optimization.clocks import Clocks
 from leyden.optimization.optimizer import LightningOptimizer
 from leyden.optimization.plan import Plan, with_optimizers
-from leyden.optimization.schedulers import LRSchedulerConfig
 from leyden.precision import Precision
 from leyden.results.views import Views
+from leyden.signals import Signals
 from leyden.strategies import Strategy
+from leyden.units import Duration, Every
+
+if TYPE_CHECKING:
+    from leyden.callbacks import GradientAccumulationScheduler, ProgressBar
 
 
 class TrainerProperties:
@@ -37,7 +43,9 @@ class TrainerProperties:
         fit_loop: runs the epochs; ``fit_loop.max_epochs`` may be raised to go on with a finished fit.
         clocks: all counters of the run.
         datamodule: the datamodule of the current or last run, or None.
-        interrupted: whether Ctrl-C ended the last run.
+        interrupted: whether Ctrl-C or another signal ended the last run.
+        log_every_n_steps: windows between two rows of the loggers; 50 where the interval is on another clock.
+        schedules: intervals on other clocks, by the argument that gave them.
     """
 
     callbacks: list[Callback]
@@ -46,16 +54,20 @@ class TrainerProperties:
     fit_loop: FitLoop
     validate_loop: EvaluationLoop
     test_loop: EvaluationLoop
-    predict_loop: PredictLoop
+    predict_loop: EvaluationLoop
     clocks: Clocks
     datamodule: LightningDataModule | None
     interrupted: bool
+    log_every_n_steps: int
+    num_sanity_val_steps: int
+    schedules: dict[str, Every]
     _state: RunState
     _views: Views
     _precision: Precision
     _module: LightningModule | None
     _handles: list[LightningOptimizer]
     _plan: Plan | None = None
+    _signals: Signals
 
     # -- where the run is -----------------------------------------------------------------------------------------
 
@@ -91,7 +103,7 @@ class TrainerProperties:
     @property
     def is_last_batch(self) -> bool:
         """Whether the training batch in hand is the epoch's last, also where a limit ends the epoch."""
-        return self.fit_loop.is_last_batch
+        return self.fit_loop.data.is_last_batch
 
     @property
     def should_stop(self) -> bool:
@@ -132,11 +144,16 @@ class TrainerProperties:
         """Whether a validation or a test runs."""
         return self.validating or self.testing
 
+    @property
+    def ledger(self) -> Ledger:
+        """Where the time of the current or last fit went, in seconds."""
+        return self.fit_loop.ledger
+
     # -- limits ---------------------------------------------------------------------------------------------------
 
     @property
     def max_epochs(self) -> int:
-        """Epochs at most; -1 for no limit."""
+        """Epochs at most; -1 for no limit in epochs."""
         return self.fit_loop.max_epochs
 
     @property
@@ -146,7 +163,7 @@ class TrainerProperties:
 
     @property
     def max_steps(self) -> int:
-        """Optimizer steps at most; -1 for no limit."""
+        """Optimizer steps at most; -1 for no limit in steps."""
         return self.fit_loop.max_steps
 
     @property
@@ -157,12 +174,25 @@ class TrainerProperties:
     @property
     def num_training_batches(self) -> int | float:
         """Batches of a training epoch; inf if the loader has no length."""
-        return self.fit_loop.num_batches
+        return self.fit_loop.data.num_batches
 
     @property
     def num_val_batches(self) -> list[int | float]:
         """Batches of each validation loader."""
         return self.validate_loop.num_batches
+
+    @property
+    def num_sanity_val_batches(self) -> list[int | float]:
+        """Batches of each validation loader that a fit begins with."""
+        return capped(self.num_val_batches, self.num_sanity_val_steps)
+
+    @property
+    def val_check_batch(self) -> int | float | None:
+        """Training batches between two validations; None before a fit, and where another clock says when."""
+        data, cadence = self.fit_loop.data, self.fit_loop.cadence
+        if data.loader is None or cadence.every is not None:
+            return None
+        return data.num_batches if cadence.every_n_batches == math.inf else cadence.every_n_batches
 
     @property
     def num_test_batches(self) -> list[int | float]:
@@ -175,43 +205,67 @@ class TrainerProperties:
         return self.predict_loop.num_batches
 
     @property
+    def received_sigterm(self) -> bool:
+        """Whether SIGTERM has asked the current or last run to end."""
+        return signal.SIGTERM in self._signals.received
+
+    @property
     def accumulate_grad_batches(self) -> int:
         """Micro-batches of a window; setting it acts from the next batch on."""
         return self._state.window_size
 
     @accumulate_grad_batches.setter
     def accumulate_grad_batches(self, value: int) -> None:
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise InvalidValueError(
+                f"trainer.accumulate_grad_batches = {value!r}: expected an int >= 1", code="trainer-accumulation"
+            )
         self._state.window_size = value
 
     @property
     def estimated_stepping_batches(self) -> int | float:
         """Batches on which a window will close in the whole fit: the length of a schedule that steps per update.
 
-        Usable in ``configure_optimizers``: it asks for the training loader but draws nothing from it. ``inf`` if
-        neither epochs nor steps are limited; ``max_steps`` if the loader has no length.
+        Usable in ``configure_optimizers``: it asks for the training loader, if a limit in epochs or batches needs its
+        length, but draws nothing from it. ``inf`` if nothing limits the fit but time or samples, whose number of
+        updates nobody knows; ``max_steps`` if the loader has no length.
         """
-        loop = self.fit_loop
-        max_epochs, max_steps = loop.max_epochs, loop.max_steps
-        if max_epochs == -1:
-            return math.inf if max_steps == -1 else max_steps
-        loop.load()
-        if loop.num_batches == math.inf:
-            return max_steps if max_steps != -1 else math.inf
-        factors = (self._accumulation_in(epoch) for epoch in range(max_epochs))
-        total = sum(math.ceil(loop.num_batches / factor) for factor in factors)
-        return min(total, max_steps) if max_steps != -1 else total
+        return min((self._windows_until(limit) for limit in self.fit_loop.limits.maxima().values()), default=math.inf)
+
+    def _windows_until(self, limit: Duration) -> int | float:
+        """Windows that close before a limit is reached; inf if that cannot be known."""
+        count, clock = limit
+        if clock in ("steps", "updates"):
+            return count
+        if clock not in ("epochs", "batches"):
+            return math.inf
+        self.fit_loop.data.load()
+        batches = self.fit_loop.data.num_batches
+        if batches == math.inf:
+            return count // self._accumulation_in(0) if clock == "batches" else math.inf
+        epochs, rest = (int(count), 0) if clock == "epochs" else divmod(int(count), int(batches) or 1)
+        whole = sum(math.ceil(batches / self._accumulation_in(epoch)) for epoch in range(epochs))
+        return whole + rest // self._accumulation_in(epochs)
 
     def _accumulation_in(self, epoch: int) -> int:
         scheduler = self._accumulation_scheduler()
         return scheduler.get_accumulate_grad_batches(epoch) if scheduler is not None else self.accumulate_grad_batches
 
     def _accumulation_scheduler(self) -> GradientAccumulationScheduler | None:
-        return next((c for c in self.callbacks if isinstance(c, GradientAccumulationScheduler)), None)
+        return next((c for c in self.callbacks if isinstance(c, parts.GradientAccumulationScheduler)), None)
 
     def _accumulation_schedule(self) -> int | dict[int, int]:
         """Micro-batches of a window, or of each epoch's windows from an epoch on."""
         scheduler = self._accumulation_scheduler()
         return dict(scheduler.scheduling) if scheduler is not None else self.accumulate_grad_batches
+
+    @property
+    def should_update_logs(self) -> bool:
+        """Whether the loggers get a row for the training batch in hand."""
+        every = self.schedules.get("log_every_n_steps", self.log_every_n_steps)
+        if isinstance(every, Every):
+            return every.is_passed(self.clocks) or self.should_stop
+        return every > 0 and ((self.num_updates + 1) % every == 0 or self.should_stop)
 
     # -- parts ----------------------------------------------------------------------------------------------------
 
@@ -226,24 +280,29 @@ class TrainerProperties:
         return self._module
 
     @property
-    def lr_scheduler_configs(self) -> list[LRSchedulerConfig]:
-        """All schedulers and when they step, in configured order."""
-        return list(self._plan.schedulers) if self._plan is not None else []
-
-    @property
-    def lr_schedulers(self) -> list[LRSchedulerConfig]:
-        """The 1.x name of ``lr_scheduler_configs``; the items answer like dicts as well."""
-        return self.lr_scheduler_configs
-
-    @property
     def optimizer_frequencies(self) -> list[int]:
         """Batches in a row for each optimizer; empty if all are active on every batch."""
         return list(self._plan.frequencies) if self._plan is not None else []
 
     @property
     def train_dataloader(self) -> Any:
-        """The training loader."""
-        return self.fit_loop.loader
+        """The training data as it was given: a loader, or a collection of them. None before a fit asks for it."""
+        return given_by_user(self.fit_loop.data.loader)
+
+    @property
+    def val_dataloaders(self) -> Any:
+        """The validation data as it was given; None before a run asks for it."""
+        return self.validate_loop.dataloaders
+
+    @property
+    def test_dataloaders(self) -> Any:
+        """The test data, likewise."""
+        return self.test_loop.dataloaders
+
+    @property
+    def predict_dataloaders(self) -> Any:
+        """The data to predict for, likewise."""
+        return self.predict_loop.dataloaders
 
     @property
     def logger(self) -> Any:
@@ -253,7 +312,27 @@ class TrainerProperties:
     @property
     def progress_bar_callback(self) -> ProgressBar | None:
         """The progress bar among the callbacks, or None."""
-        return next((callback for callback in self.callbacks if isinstance(callback, ProgressBar)), None)
+        return next((callback for callback in self.callbacks if isinstance(callback, parts.ProgressBar)), None)
+
+    @property
+    def checkpoint_callbacks(self) -> list[Callback]:
+        """The callbacks that write checkpoints."""
+        return [callback for callback in self.callbacks if getattr(callback, "writes_checkpoints", False)]
+
+    @property
+    def checkpoint_callback(self) -> Any:
+        """The first callback that writes checkpoints, or None."""
+        return next(iter(self.checkpoint_callbacks), None)
+
+    @property
+    def early_stopping_callbacks(self) -> list[Any]:
+        """The callbacks that stop a fit early."""
+        return [callback for callback in self.callbacks if isinstance(callback, parts.EarlyStopping)]
+
+    @property
+    def early_stopping_callback(self) -> Any:
+        """The first callback that stops a fit early, or None."""
+        return next(iter(self.early_stopping_callbacks), None)
 
     @property
     def precision(self) -> str:

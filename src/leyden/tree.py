@@ -43,7 +43,7 @@ def move_to_device(data: Any, device: torch.device) -> Any:
     """
     if isinstance(data, Tensor):
         return data.to(device, non_blocking=device.type == "cuda" and data.device.type == "cpu")
-    if _moves_itself(data):
+    if moves_itself(data):
         moved = data.to(device)
         return data if moved is None else moved
     return map_children(lambda child: move_to_device(child, device), data)
@@ -60,7 +60,7 @@ def needs_move(data: Any, device: torch.device) -> bool:
     """
     if isinstance(data, Tensor):
         return data.device != device
-    if _moves_itself(data):
+    if moves_itself(data):
         return bool(getattr(data, "device", None) != device)
     for child in children(data):  # noqa: SIM110  a generator would cost more than the question
         if needs_move(child, device):
@@ -137,8 +137,8 @@ def _map_copy(function: Callable[[Any], Any], data: Any) -> Any:
     return data
 
 
-def _moves_itself(data: Any) -> bool:
-    """Asks the class: a dict with attribute access could have a key ``to``."""
+def moves_itself(data: Any) -> bool:
+    """Whether an object has a method ``.to``. Asks the class: a dict with attribute access could have a key ``to``."""
     kind = type(data)
     return kind not in PLAIN and callable(getattr(kind, "to", None))
 

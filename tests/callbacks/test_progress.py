@@ -13,6 +13,7 @@ import termios
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from leyden.callbacks import ProgressBar, TQDMProgressBar
 from leyden.callbacks.progress import tqdm_progress
 from leyden.callbacks.progress.drawing import LateReader, is_interactive, with_digits
 from leyden.errors import InvalidValueError, OrderError
+from leyden.loops.cadence import Limits
 
 
 class FakeTrainer:
@@ -34,6 +36,7 @@ class FakeTrainer:
         self.num_predict_batches: list[float] = [3]
         self.current_epoch = 0
         self.max_epochs = 2
+        self.fit_loop = SimpleNamespace(limits=Limits(max_epochs=2))
         self.sanity_checking = False
         self.is_global_zero = True
         self.loggers: list[Any] = []
@@ -363,6 +366,25 @@ def test_numbers_come_first_where_there_is_no_room_for_a_bar(monkeypatch: pytest
         assert screen.screen() == ["Epoch 0: 5/5  2.00it/s, loss=0.500"]
 
 
+@pytest.mark.parametrize(
+    ("columns", "line"),
+    [
+        (48, "Epoch 0: 5/5  2.00it/s, loss=0.500, score=0.250"),
+        (47, "Epoch 0: 5/5, loss=0.500, score=0.250"),
+        (37, "Epoch 0: 5/5, loss=0.500"),
+        (24, "Epoch 0: 5/5"),
+    ],
+)
+def test_values_are_shown_whole_or_not_at_all(
+    monkeypatch: pytest.MonkeyPatch, clock: Clock, columns: int, line: str
+) -> None:
+    """A number that is cut off would be another number."""
+    with terminal(monkeypatch, columns) as screen:
+        bar = TQDMProgressBar()
+        train(bar, setup(bar, metrics={"loss": 0.5, "score": 0.25}), 5, between=lambda _: clock.sleep(0.5))
+        assert screen.screen() == [line]
+
+
 def test_a_loader_of_unknown_length(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
     with terminal(monkeypatch) as screen:
         bar = TQDMProgressBar()
@@ -382,6 +404,20 @@ def test_a_pipe_gets_one_plain_line_per_epoch(clock: Clock, capsys: pytest.Captu
     )  # fmt: skip
     assert err == ""
     assert trainer.reads == {"exact": 2, "late": 0}
+
+
+def test_the_speed_in_a_pipe_is_that_of_the_training(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    bar = TQDMProgressBar()
+    trainer = setup(bar)
+    for _ in range(2):
+        bar.on_train_epoch_start(trainer, MODULE)
+        clock.sleep(1)
+        bar.on_train_batch_end(trainer, MODULE, None, None, 4)
+        bar.on_validation_start(trainer, MODULE)
+        clock.sleep(3)
+        bar.on_validation_end(trainer, MODULE)
+        bar.on_train_epoch_end(trainer, MODULE)
+    assert capsys.readouterr().out.count("Epoch 0: 5/5 in 4.0 s (5.00 it/s), loss=0.500\n") == 2
 
 
 def test_evaluations_in_a_pipe(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:

@@ -79,11 +79,25 @@ def test_every_epoch_leaves_its_line(monkeypatch: pytest.MonkeyPatch) -> None:
         assert any(line.startswith(f"Epoch {epoch}") and "6/6" in line for line in lines(stream))
 
 
-@pytest.mark.parametrize("width", [40, 80])
-def test_narrow_terminals(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("width", "line"),
+    [
+        (62, "Epoch 0 ━━━━━━━━━━ 6/6 0:00:01 / 0:00:00 4.00it/s shown: 0.250"),
+        (61, "Epoch 0 6/6 0:00:01 / 0:00:00 4.00it/s shown: 0.250"),
+        (50, "Epoch 0 6/6 4.00it/s shown: 0.250"),
+        (32, "Epoch 0 6/6 shown: 0.250"),
+        (23, "Epoch 0 6/6"),
+    ],
+)
+def test_narrow_terminals(width: int, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What there is no room for is left out as a whole, the bar first, numbers last."""
+    module = build("one")
+    module.__class__ = type("Shows", (Shown, type(module)), {})
     bar, stream = bar_on(width)
-    run("one", [Slow(monkeypatch), bar], max_epochs=1, enable_progress_bar=True)
-    assert max(len(line) for line in lines(stream)) <= width
+    run("one", [Slow(monkeypatch), bar], module=module, max_epochs=1, enable_progress_bar=True)
+    drawn = lines(stream)
+    assert drawn[-1] == line
+    assert max(len(line) for line in drawn) <= width and not any("\u2026" in line for line in drawn)
 
 
 def test_evaluations_and_unknown_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,7 +112,7 @@ def test_evaluations_and_unknown_lengths(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_lines_where_nothing_can_be_drawn(capsys: pytest.CaptureFixture[str]) -> None:
     run("one", [RichProgressBar()], max_epochs=2, enable_progress_bar=True)
     out = capsys.readouterr().out
-    assert re.fullmatch(r"(Epoch [01]: 6/6 in .* s.*\n){2}", out) and "\x1b" not in out
+    assert re.fullmatch(r"(Epoch [01]: 6/6 in .* s.*\n){2}The fit took .*\n", out) and "\x1b" not in out
 
 
 def test_an_exception_gives_the_screen_back(monkeypatch: pytest.MonkeyPatch) -> None:

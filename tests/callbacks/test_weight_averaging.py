@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -154,3 +155,24 @@ def test_checkpoints_of_both_are_read(framework: Any) -> None:
 
 def test_states_have_lightnings_keys() -> None:
     assert WeightAveraging().state_dict() == pytorch_lightning.callbacks.WeightAveraging().state_dict()
+
+
+def test_a_save_within_a_validation_keeps_average_and_weights_apart(tmp_path: Path) -> None:
+    """They have changed places there, for the validation; the file is like one from before it."""
+
+    class Save(leyden.Callback):
+        def save(self, trainer: Any, name: str) -> None:
+            if trainer.current_epoch == 1 and not trainer.sanity_checking:
+                trainer.save_checkpoint(tmp_path / name)
+
+        def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+            self.save(trainer, "before.ckpt")
+
+        def on_validation_batch_end(self, trainer: Any, *args: Any) -> None:
+            self.save(trainer, "within.ckpt")
+
+    run("one", [averaging("ema"), Save()])
+    before, within = (torch.load(tmp_path / f"{name}.ckpt") for name in ("before", "within"))
+    for key in ("state_dict", "current_model_state", "averaging_state"):
+        assert_same_state(before[key], within[key])
+    assert not torch.equal(within["state_dict"]["head.weight"], within["current_model_state"]["head.weight"])

@@ -1,4 +1,4 @@
-"""V13: a list of batches is one loader, a list of loaders is several."""
+"""V13: a list of batches is one loader, a collection of loaders is several."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from leyden.data import check_validity, eval_loaders, train_loader
 from leyden.data.kinds import kind_of
+from leyden.data.loaders import parts_of
 from leyden.errors import InvalidTypeError, MisconfigurationException
 
 Pair = namedtuple("Pair", ["x", "y"])
@@ -113,9 +114,16 @@ AMBIGUOUS = {
     "empty lists": [[], []],
     "a DataLoader and a tuple": [loader(), (x, y)],
     "a DataLoader and a tensor": [loader(), x],
-    "loaders in lists": [[loader(), loader()], [loader()]],
-    "loaders in a list beside a loader": [loader(), [loader()]],
-    "loaders in dicts": [{"a": loader()}],
+    "loaders in lists beside a tuple": [[loader(), loader()], (x, y)],
+    "batches with iterables inside": [(x, {1, 2}), (x, {3})],
+}
+
+NESTED = {
+    "loaders in lists": ([[loader(), loader()], [loader()]], 3),
+    "loaders in a list beside a loader": ([loader(), [loader()]], 2),
+    "loaders in dicts": ([{"a": loader()}], 1),
+    "three levels": ({"a": [{"b": (loader(), [x, x])}], "c": loader()}, 3),
+    "a list of batches beside loaders in a list": ([[(x, y), (x, y)], [loader()]], 2),
 }
 
 NEITHER = {
@@ -144,12 +152,29 @@ def test_an_iterable_is_one_loader(value: Any) -> None:
 
 
 @pytest.mark.parametrize("value", SEVERAL.values(), ids=SEVERAL)
-def test_a_list_of_loaders_is_several(value: Any) -> None:
+def test_a_collection_of_loaders_is_several(value: Any) -> None:
     items = list(value.values()) if isinstance(value, dict) else list(value)
-    loaders = eval_loaders(value)
-    assert len(loaders) == len(items) and all(a is b for a, b in zip(loaders, items, strict=True))
-    with pytest.raises(MisconfigurationException, match=r"CombinedLoader.*\[several-train-loaders\]"):
-        train_loader(value)
+    for loaders in (eval_loaders(value), parts_of(train_loader(value))):
+        assert len(loaders) == len(items) and all(a is b for a, b in zip(loaders, items, strict=True))
+
+
+@pytest.mark.parametrize(("value", "count"), NESTED.values(), ids=NESTED)
+def test_collections_may_be_nested(value: Any, count: int) -> None:
+    assert len(eval_loaders(value)) == len(parts_of(train_loader(value))) == count
+
+
+def test_big_batches_are_known_at_a_glance() -> None:
+    """Looking for loaders goes down along first containers, not through every token of every batch."""
+    touched = []
+
+    class Tokens(list[int]):
+        def __iter__(self) -> Iterator[int]:
+            touched.append(1)
+            return super().__iter__()
+
+    batches = [([Tokens([1, 2]) for _ in range(50)], y) for _ in range(20)]
+    assert train_loader(batches) is batches
+    assert len(touched) <= 6 * len(batches)
 
 
 @pytest.mark.parametrize("function", [train_loader, eval_loaders])
@@ -176,6 +201,7 @@ def test_no_loaders_for_evaluation() -> None:
         (loader, r"call it: loader\(\)"),
         (Endless, "an instance of Endless"),
         ({"x": x}, r"pass \[batch\]"),
+        ({"x": [x], "y": [y]}, "pass a CombinedLoader"),
         (None, "got None"),
         (3, "got an int"),
     ],

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 import leyden
+from leyden import loggers
 from leyden.loggers import CSVLogger, Logger, TensorBoardLogger
 
 Row = dict[str, float]
@@ -245,13 +246,32 @@ def test_log_dir_is_the_first_loggers(tmp_path: Path) -> None:
     assert fit(Alternating(), logger=None, default_root_dir=tmp_path).log_dir == str(tmp_path)
 
 
-@pytest.mark.parametrize("make", [CSVLogger, TensorBoardLogger])
-def test_a_folder_that_takes_no_files_is_named_before_training(make: Callable[[Path], Logger], tmp_path: Path) -> None:
+FOLDERS: dict[str, Callable[[Path], Logger]] = {
+    "csv": CSVLogger,
+    "tensorboard": TensorBoardLogger,
+    "wandb": lambda folder: loggers.WandbLogger(save_dir=folder, offline=True),
+    "mlflow": lambda folder: loggers.MLFlowLogger(save_dir=folder),
+    "mlflow's store": lambda folder: loggers.MLFlowLogger(tracking_uri=f"sqlite:///{folder / 'runs.db'}"),
+    "comet_ml": lambda folder: loggers.CometLogger(online=False, offline_directory=str(folder)),
+}
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::ResourceWarning")
+@pytest.mark.filterwarnings("ignore::UserWarning:mlflow", "ignore::UserWarning:comet_ml")
+def test_a_folder_that_takes_no_files_is_named_before_training(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if name not in ("csv", "tensorboard"):
+        pytest.importorskip(name.removesuffix("'s store"))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     (tmp_path / "file").write_text("not a folder")
 
     class Downloading(Alternating):
         def prepare_data(self) -> None:
             raise AssertionError("too late")
 
-    with pytest.raises(leyden.MisconfigurationException, match=r"file.lightning_logs.version_0'.*logger-directory"):
-        fit(Downloading(), make(tmp_path / "file"))
+    logger = FOLDERS[name](tmp_path / "file")
+    expected = rf"{type(logger).__name__} cannot write to '.*file.*' \(.*logger-directory"
+    with pytest.raises(leyden.MisconfigurationException, match=expected):
+        fit(Downloading(), logger)

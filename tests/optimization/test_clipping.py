@@ -565,11 +565,11 @@ def test_the_hook_is_called_for_each_member_of_a_joint() -> None:
 @pytest.mark.parametrize("plugins", [None, half_precision], ids=["32-true", "16-mixed"])
 @pytest.mark.parametrize("norm_type", [1, 2, 2.0, float("inf")])
 def test_the_norm_before_clipping_is_logged(norm_type: float, plugins: Any) -> None:
-    """R99-R101: Trainer(track_grad_norm) logs the unscaled norm of each update, as it is before clipping."""
+    """R167, R99-R101: Trainer(track_grad_norm) logs the unscaled norm of each update, as it is before clipping."""
     module = Given(2)
     trainer = fit(module, given(STEEP), gradient_clip_val=1.0, track_grad_norm=norm_type, plugins=plugins and plugins())
     expected = torch.linalg.vector_norm(torch.tensor(STEEP), norm_type)
-    assert trainer.callback_metrics == {f"grad_{norm_type}_norm_total": expected}
+    assert trainer.callback_metrics == {f"grad_{float(norm_type)}_norm_total": expected}
     assert module.gradients == [clipped(STEEP, 1.0)]
 
 
@@ -579,7 +579,7 @@ def test_the_norm_of_a_window_is_logged() -> None:
 
     class Model(Given):
         def on_train_batch_end(self, outputs, batch, batch_idx):
-            norms.append(self.trainer.callback_metrics.get("grad_2_norm_total"))
+            norms.append(self.trainer.callback_metrics.get("grad_2.0_norm_total"))
 
     fit(Model(2), given(STEEP, [9.0, 12.0], [0.6, 0.8]), accumulate_grad_batches=2, track_grad_norm=2)
     assert norms[0] is None
@@ -589,7 +589,7 @@ def test_the_norm_of_a_window_is_logged() -> None:
 def test_the_norms_of_alternating_optimizers_are_told_apart() -> None:
     """R100: with several optimizers the key ends with the index."""
     metrics = fit(Alternating(), TWO, track_grad_norm=2).callback_metrics
-    assert metrics == {"grad_2_norm_total/0": torch.tensor(5.0), "grad_2_norm_total/1": torch.tensor(10.0)}
+    assert metrics == {"grad_2.0_norm_total/0": torch.tensor(5.0), "grad_2.0_norm_total/1": torch.tensor(10.0)}
 
 
 @pytest.mark.parametrize("plugins", [None, half_precision], ids=["32-true", "16-mixed"])
@@ -611,4 +611,4 @@ def test_norms_are_logged_in_manual_mode() -> None:
             self.clip_gradients(optimizer, gradient_clip_val=3.5, gradient_clip_algorithm="value")
 
     trainer = fit(Model(2), given(STEEP), track_grad_norm=2)
-    assert trainer.callback_metrics["grad_2_norm_total"].item() == pytest.approx((3**2 + 3.5**2) ** 0.5)
+    assert trainer.callback_metrics["grad_2.0_norm_total"].item() == pytest.approx((3**2 + 3.5**2) ** 0.5)

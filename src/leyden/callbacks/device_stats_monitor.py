@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from leyden.callback import Callback
-from leyden.callbacks.rows import is_row_due, write_row
+from leyden.callbacks.rows import is_evaluation_row_due, is_row_due, write_row
 from leyden.errors import MisconfigurationException, MissingExtraError
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ class DeviceStatsMonitor(Callback):
         self._end_eval_batch(trainer, hook)
 
     def _end_eval_batch(self, trainer: Trainer, hook: str) -> None:
-        if self._eval_batches % trainer.log_every_n_steps == 0:
+        if is_evaluation_row_due(trainer, self._eval_batches):
             self._write(trainer, hook)
 
     def _write(self, trainer: Trainer, hook: str) -> None:

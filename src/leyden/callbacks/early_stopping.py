@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from enum import Enum
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from leyden.callback import Callback
+from leyden.callbacks.monitored import describe_missing, validation_ends_epochs
 from leyden.errors import InvalidValueError, OrderError
 from leyden.rank import rank_zero_warn
 
@@ -116,10 +116,7 @@ class EarlyStopping(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Find out when to check: at the end of epochs, unless validations come at other times."""
         self._in_fit = stage == "fit"
-        ends_epochs = trainer.val_check_interval in (None, 1.0) and not isinstance(trainer.val_check_interval, int)
-        self._checks_epochs = (
-            ends_epochs and trainer.check_val_every_n_epoch == 1 if self._asked is None else self._asked
-        )
+        self._checks_epochs = validation_ends_epochs(trainer) if self._asked is None else self._asked
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check, if epochs are checked.
@@ -200,10 +197,7 @@ class EarlyStopping(Callback):
         return EarlyStoppingReason.PATIENCE_EXHAUSTED, message
 
     def _miss(self, metrics: Mapping[str, Tensor]) -> None:
-        known = ", ".join(sorted(metrics)) or "nothing"
-        close = difflib.get_close_matches(self.monitor, metrics, n=1)
-        meant = f" Did you mean {close[0]!r}?" if close else ""
-        message = f"EarlyStopping(monitor={self.monitor!r}): no such value was logged. Logged were: {known}.{meant}"
+        message = describe_missing(self, self.monitor, metrics)
         if self.strict:
             raise OrderError(message, code="early-stopping-monitor")
         if self.verbose:

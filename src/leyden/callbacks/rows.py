@@ -11,7 +11,13 @@ if TYPE_CHECKING:
 
 def is_row_due(trainer: Trainer) -> bool:
     """Whether the training batch in hand is one that the loggers get a row for (``log_every_n_steps``)."""
-    return (trainer.num_updates + 1) % trainer.log_every_n_steps == 0 or trainer.should_stop
+    return trainer.should_update_logs
+
+
+def is_evaluation_row_due(trainer: Trainer, number: int) -> bool:
+    """Whether the evaluation's batch of this number is one of every ``log_every_n_steps``; none is for 0."""
+    every = trainer.log_every_n_steps
+    return every > 0 and number % every == 0
 
 
 def write_row(trainer: Trainer, values: Mapping[str, Any], step: int) -> None:

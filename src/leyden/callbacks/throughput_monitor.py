@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from leyden.callback import Callback
-from leyden.callbacks.rows import is_row_due, write_row
+from leyden.callbacks.rows import is_evaluation_row_due, is_row_due, write_row
 from leyden.errors import InvalidValueError
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ class ThroughputMonitor(Callback):
         points = self._points[stage]
         number = points[-1].batches + 1 if points else 1
         self._num_evaluated[stage] += 1
-        is_due = number % trainer.log_every_n_steps == 0
+        is_due = is_evaluation_row_due(trainer, number)
         self._count(stage, trainer, pl_module, batch, waits=is_due)
         if is_due:
             self._write(trainer, self._values(stage, trainer.world_size), self._num_evaluated[stage])

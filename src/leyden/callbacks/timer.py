@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from leyden.callback import Callback
 from leyden.errors import InvalidValueError
-from leyden.loops.cadence import seconds_of
+from leyden.units import seconds_of
 
 if TYPE_CHECKING:
     from leyden.module import LightningModule

@@ -126,10 +126,11 @@ class WeightAveraging(Callback):
         if self._average_model is None or not self._has_average:
             return
         state = self._average_model.state_dict()
-        checkpoint["current_model_state"] = checkpoint["state_dict"]
-        checkpoint["state_dict"] = {
-            name.removeprefix("module."): value for name, value in state.items() if name.startswith("module.")
-        }
+        average = {name.removeprefix("module."): v for name, v in state.items() if name.startswith("module.")}
+        current = checkpoint["state_dict"]
+        if self._is_swapped:  # in the middle of a validation
+            average, current = current, average
+        checkpoint["state_dict"], checkpoint["current_model_state"] = average, current
         checkpoint["averaging_state"] = {n: v for n, v in state.items() if not n.startswith("module.")}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:

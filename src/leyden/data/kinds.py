@@ -5,106 +5,63 @@ collection of loaders. Its items decide, by what :func:`kind_of` says of them:
 
 - no item is a ``DataLoader`` or another iterable object: the list is **one loader**, its items are the
   batches;
-- some are, and the others are lists: **several loaders**, each such list being one of them;
+- some are, and the others are lists or hold loaders themselves: **a collection**, each list without a loader
+  inside being one of its loaders;
 - every item is a list that holds containers only, as ``[(x, y), (x, y)]``: each could be a batch as well as a
   loader, which is an error that names both ways out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from leyden import errors
 from leyden.rank import rank_zero_warn
+from leyden.tree import PLAIN, children
 
 Loader: TypeAlias = Iterable[Any]
 """Anything that can be iterated once per epoch; most often a ``torch.utils.data.DataLoader``."""
 
 Kind = Literal["batch", "loader", "either", "nested"]
 
+_CONTAINERS: Final = (list, tuple, Mapping)
+_NEVER_LOADERS: Final = PLAIN - {dict, list, tuple}
 
-def train_loader(value: Any, *, name: str = "train_dataloaders") -> Loader:
-    """The one loader that ``value`` is.
+
+def is_collection(value: Any, *, name: str) -> bool:
+    """Whether ``value`` is a collection of loaders, nested or not; else it has to be one loader.
 
     Args:
-        value: what the user passed or what ``train_dataloader()`` returned.
+        value: what the user passed or what a dataloader method returned.
         name: how the user calls the place it came from, for error texts.
 
     Raises:
-        MisconfigurationException: several loaders (code ``several-train-loaders``), or a list that could mean
-            one loader as well as several (``ambiguous-loaders``).
-        InvalidTypeError: nothing that can be iterated (``not-a-loader``).
+        MisconfigurationException: a list that could mean one loader as well as several (``ambiguous-loaders``).
 
     >>> import torch
-    >>> batches = [(torch.zeros(2, 3), torch.zeros(2)), (torch.zeros(2, 3), torch.zeros(2))]
-    >>> train_loader(batches) is batches
-    True
+    >>> is_collection([torch.zeros(2, 3)], name="data"), is_collection({"a": [range(3)], "b": range(4)}, name="data")
+    (False, True)
     """
-    loaders = listed_loaders(value, name=name)
-    if loaders is not None:
-        raise errors.MisconfigurationException(
-            f"expected one training loader in {name}, got {_describe(value)} with {len(loaders)} of them: "
-            "this version trains on one loader at a time (CombinedLoader, which joins several, is coming). "
-            "Pass the loader itself; to draw from several datasets, join them with "
-            "torch.utils.data.ConcatDataset or StackDataset",
-            code="several-train-loaders",
-        )
-    check_validity(value, name=name)
-    return value  # type: ignore[no-any-return]  # just checked
-
-
-def eval_loaders(value: Any, *, name: str = "val_dataloaders") -> list[Loader]:
-    """The loaders that ``value`` holds, in order: the position of each is its ``dataloader_idx`` in hooks.
-
-    Args:
-        value: one loader, a list, tuple or mapping of loaders (keys are not used), or None for none at all.
-        name: how the user calls the place it came from, for error texts.
-
-    Raises:
-        MisconfigurationException: a list that could mean one loader as well as several
-            (``ambiguous-loaders``).
-        InvalidTypeError: nothing that can be iterated (``not-a-loader``).
-
-    >>> import torch
-    >>> len(eval_loaders([torch.zeros(2, 3), torch.zeros(2, 3)])), len(eval_loaders([range(3), range(4)]))
-    (1, 2)
-    """
-    if value is None:
-        return []
-    loaders = listed_loaders(value, name=name)
-    if loaders is None:
-        check_validity(value, name=name)
-        return [value]
-    for position, loader in enumerate(loaders):
-        check_validity(loader, name=f"{name}[{position}]")
-    return loaders
-
-
-def listed_loaders(value: Any, *, name: str) -> list[Loader] | None:
-    """The loaders in a collection of them; None if ``value`` has to be one loader."""
     if isinstance(value, Mapping):
-        items = list(value.values())
-        kinds = [kind_of(item) for item in items]
-        return items if _are_loaders(kinds, items) else None
+        return _are_loaders(children(value))
     if not isinstance(value, (list, tuple)):
-        return None
-    kinds = [kind_of(item) for item in value]
-    if _are_loaders(kinds, value):
-        return list(value)
+        return False
+    if _are_loaders(value):
+        return True
+    kinds = {kind_of(item) for item in value}
     if "loader" in kinds or "nested" in kinds:
         shown = ", ".join(_describe(item) for item in value[:4]) + (", ..." if len(value) > 4 else "")
         raise errors.MisconfigurationException(
-            f"expected {name} to hold batches only or loaders only, without nesting, got {_describe(value)} "
-            f"of {shown}: pass one flat list of loaders, with each list of batches wrapped as "
-            "DataLoader(batches, batch_size=None)",
+            f"expected {name} to hold batches only or loaders only, got {_describe(value)} of {shown}: wrap a batch "
+            "among loaders as [batch], and a tuple of batches as DataLoader(batches, batch_size=None)",
             code="ambiguous-loaders",
         )
-    if kinds and all(kind == "either" for kind in kinds):
+    if kinds == {"either"}:
         raise errors.MisconfigurationException(
             f"expected {name} to be a list of batches or a list of loaders, got {_describe(value)} of lists "
             "that hold containers only and could be both. If the whole is one loader, pass "
@@ -112,7 +69,7 @@ def listed_loaders(value: Any, *, name: str) -> list[Loader] | None:
             "[DataLoader(item, batch_size=None) for item in loaders]",
             code="ambiguous-loaders",
         )
-    return None
+    return False
 
 
 def kind_of(item: Any) -> Kind:
@@ -123,17 +80,17 @@ def kind_of(item: Any) -> Kind:
     - ``"batch"``: tensors, arrays, strings, numbers, None, tuples, mappings, dataclass instances, objects
       with ``.to``; a list with at least one item that is no container, as ``[x, y]`` or ``[x, {"mask": m}]``.
     - ``"either"``: an empty list, or one whose items are all lists, tuples or mappings.
-    - ``"nested"``: a list, tuple or mapping with a loader inside.
+    - ``"nested"``: a list, tuple or mapping with a loader inside, or inside of the first container in it.
     """
     if isinstance(item, (Tensor, str, bytes)):
         return "batch"
     if isinstance(item, (DataLoader, Iterator)):
         return "loader"
-    if isinstance(item, (list, tuple, Mapping)):
-        inside = list(item.values()) if isinstance(item, Mapping) else item
-        if any(not isinstance(child, (list, tuple, Mapping)) and kind_of(child) == "loader" for child in inside):
+    if isinstance(item, _CONTAINERS):
+        inside = children(item)
+        if _holds_loader(inside):
             return "nested"
-        containers_only = all(isinstance(child, (list, tuple, Mapping)) for child in inside)
+        containers_only = all(isinstance(child, _CONTAINERS) for child in inside)
         return "either" if isinstance(item, list) and containers_only else "batch"
     if is_dataclass(item) or _has(item, "to") or _has(item, "__array__"):
         return "batch"
@@ -154,7 +111,10 @@ def check_validity(loader: Any, *, name: str) -> None:
         LeydenWarning: a map-style dataset in place of a loader (``dataset-as-loader``).
     """
     if isinstance(loader, Mapping):
-        remedy = "iterating a mapping yields its keys; if it is one batch, pass [batch]"
+        remedy = (
+            "iterating a mapping yields its keys; if it is one batch, pass [batch], if its values are lists of "
+            "batches, pass a CombinedLoader"
+        )
     elif isinstance(loader, (str, bytes)):
         remedy = "load the file and pass a DataLoader over its content"
     elif isinstance(loader, type):
@@ -185,13 +145,28 @@ def _warn_dataset(dataset: Any, *, name: str) -> None:
     )
 
 
-def _are_loaders(kinds: list[Kind], items: Any) -> bool:
-    if "loader" not in kinds:
+def _are_loaders(items: Sequence[Any]) -> bool:
+    """Whether items are loaders, collections of loaders, or lists; not lists alone."""
+    kinds = [kind_of(item) for item in items]
+    if "loader" not in kinds and "nested" not in kinds:
         return False
     return all(
-        kind == "loader" or (isinstance(item, list) and kind != "nested")
+        kind == "loader" or (_are_loaders(children(item)) if kind == "nested" else isinstance(item, list))
         for kind, item in zip(kinds, items, strict=True)
     )
+
+
+def _holds_loader(items: Sequence[Any]) -> bool:
+    """Looks into the first container only: batches are many, big, and all alike."""
+    containers = []
+    for child in items:
+        if type(child) is Tensor or type(child) in _NEVER_LOADERS:  # most of what is in batches, known at a glance
+            continue
+        if isinstance(child, _CONTAINERS):
+            containers.append(child)
+        elif kind_of(child) == "loader":
+            return True
+    return bool(containers) and kind_of(containers[0]) == "nested"
 
 
 def _has(item: Any, method: str) -> bool:

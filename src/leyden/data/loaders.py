@@ -5,10 +5,15 @@ from __future__ import annotations
 import copy
 import functools
 import math
-from collections.abc import Iterator, Sized
-from typing import Any
+import os
+import signal
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence, Sized
+from typing import Any, Protocol
 
+import torch
 from torch.utils.data import (
+    BatchSampler,
     DataLoader,
     IterableDataset,
     Sampler,
@@ -18,6 +23,7 @@ from torch.utils.data import (
 
 from leyden import errors
 from leyden.data.kinds import Loader
+from leyden.hooks.dispatch import Watch
 from leyden.rank import rank_zero_only, rank_zero_warn
 from leyden.seed import worker_init
 
@@ -136,20 +142,23 @@ def _in_order(sampler: Sampler[Any], dataset: Any) -> Any:
 
 
 def _with_sampler(loader: DataLoader[Any], sampler: Any) -> DataLoader[Any]:
-    """A copy of ``loader`` that draws from ``sampler``.
+    """A copy of ``loader`` that draws from ``sampler``."""
+    if loader.batch_sampler is None:
+        return _copy_with(loader, sampler=sampler)
+    batch_sampler = copy.copy(loader.batch_sampler)
+    batch_sampler.sampler = sampler  # type: ignore[attr-defined]  # the caller has seen that there is one
+    return _copy_with(loader, sampler=sampler, batch_sampler=batch_sampler)
+
+
+def _copy_with(loader: DataLoader[Any], **fields: Any) -> DataLoader[Any]:
+    """A copy of ``loader`` with other fields.
 
     Calling the class again would need the arguments of a user's own ``__init__``. DataLoader refuses to
     assign these attributes after construction because its length and its iterator depend on them; the copy
     has no iterator yet.
     """
     result = copy.copy(loader)
-    fields = vars(result)
-    if loader.batch_sampler is not None:
-        batch_sampler = copy.copy(loader.batch_sampler)
-        batch_sampler.sampler = sampler  # type: ignore[attr-defined]  # the caller has seen that there is one
-        fields["batch_sampler"] = batch_sampler
-    fields["sampler"] = sampler
-    fields["_iterator"] = None
+    vars(result).update(fields, _iterator=None)
     return result
 
 
@@ -157,34 +166,165 @@ def set_epoch(loader: Any, epoch: int) -> None:
     """Tell everything in ``loader`` that shuffles by epoch which epoch begins.
 
     Calls ``set_epoch(epoch)``, once per object, on the sampler, the batch sampler, its inner sampler, the
-    loader and the dataset, where they have it.
+    loader and the dataset, where they have it; of a combined loader on those of every part.
     """
-    batch_sampler = getattr(loader, "batch_sampler", None)
-    dataset = getattr(loader, "dataset", None)
-    told: list[Any] = []
-    part: Any
-    for part in (
-        getattr(loader, "sampler", None),
-        batch_sampler,
-        getattr(batch_sampler, "sampler", None),
-        loader,
-        dataset,
-    ):
-        if callable(getattr(type(part), "set_epoch", None)) and not any(part is other for other in told):
-            part.set_epoch(epoch)
-            told.append(part)
+    for holder in _holders(loader):
+        if callable(getattr(type(holder), "set_epoch", None)):
+            holder.set_epoch(epoch)
+
+
+def generators_of(loader: Any) -> list[torch.Generator]:
+    """The random generators of its own that a loader draws from, or its samplers and dataset do, each once."""
+    found = [getattr(holder, "generator", None) for holder in _holders(loader)]
+    return list({id(one): one for one in found if isinstance(one, torch.Generator)}.values())
+
+
+def _holders(loader: Any) -> list[Any]:
+    """What may decide on the order of a loader's samples, each once."""
+    found: list[Any] = []
+    for part in parts_of(loader):
+        batch_sampler = getattr(part, "batch_sampler", None)
+        inner = getattr(batch_sampler, "sampler", None)
+        found += [getattr(part, "sampler", None), batch_sampler, inner, part, getattr(part, "dataset", None)]
+    return list({id(holder): holder for holder in found}.values())
 
 
 def prepare_workers(loader: Any, seed_workers: bool) -> None:
-    """Give every worker of a ``DataLoader`` seeds of its own, if ``seed_workers``.
+    """Keep signals from the workers of a ``DataLoader``, or of those combined, and seed them if ``seed_workers``.
 
     Args:
-        loader: changed in place; one with a ``worker_init_fn``, and anything but a DataLoader, is left alone.
+        loader: its ``worker_init_fn`` is changed in place; the user's is called too, and seeds if there is one.
+            Anything but a DataLoader is left alone.
         seed_workers: whether ``seed_everything(workers=True)`` was called:
             :func:`leyden.seed.workers_are_seeded`.
     """
-    if seed_workers and isinstance(loader, DataLoader) and loader.worker_init_fn is None:
-        loader.worker_init_fn = functools.partial(worker_init, rank=rank_zero_only.rank)
+    for part in parts_of(loader):
+        if not isinstance(part, DataLoader):
+            continue
+        init = part.worker_init_fn.init if isinstance(part.worker_init_fn, Sheltered) else part.worker_init_fn
+        if seed_workers and init is None:
+            init = functools.partial(worker_init, rank=rank_zero_only.rank)
+        part.worker_init_fn = Sheltered(init) if part.num_workers else init
+
+
+class Sheltered:
+    """A ``worker_init_fn`` that keeps signals from a worker: they are for the run, which needs it until its boundary.
+
+    A terminal's Ctrl-C and ``timeout`` signal a whole group of processes; so a worker makes a group of its own, where
+    the system has them. What reaches it by other ways has no effect, but SIGTERM, by which its DataLoader ends it.
+
+    Args:
+        init: the user's ``worker_init_fn``, or None.
+    """
+
+    def __init__(self, init: Callable[[int], Any] | None) -> None:
+        self.init = init
+
+    def __call__(self, worker_id: int) -> None:
+        """Called in the worker, after torch has installed its handlers."""
+        if hasattr(os, "setpgid"):
+            os.setpgid(0, 0)
+        for name in ("SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2"):
+            if hasattr(signal, name):  # a function, since programs that a worker starts would inherit SIG_IGN
+                signal.signal(getattr(signal, name), _ignore)
+        if self.init is not None:
+            self.init(worker_id)
+
+
+def _ignore(number: int, frame: Any) -> None:
+    pass
+
+
+def parts_of(loader: Any) -> Sequence[Any]:
+    """The loaders that a combined one draws from; of any other the loader itself."""
+    return getattr(loader, "flattened", (loader,))
+
+
+def may_run_ahead(loader: Any) -> bool:
+    """Whether a batch may be drawn before it is needed: worker processes load it, or it is there already.
+
+    Anything else may draw random numbers in this process while it loads, whose order would change.
+    """
+    return all(
+        part.num_workers > 0 if isinstance(part, DataLoader) else isinstance(part, (list, tuple))
+        for part in parts_of(loader)
+    )
+
+
+def with_all_samples(loader: Any) -> Any:
+    """The loader to predict with: a copy of a ``DataLoader`` that would drop its last, shorter batch; else itself."""
+    batch_sampler: Any = getattr(loader, "batch_sampler", None)
+    drops = type(batch_sampler) is BatchSampler and batch_sampler.drop_last
+    if not isinstance(loader, DataLoader) or not (drops or loader.drop_last):
+        return loader
+    if drops:
+        batch_sampler = BatchSampler(batch_sampler.sampler, batch_sampler.batch_size, drop_last=False)
+    return _copy_with(loader, batch_sampler=batch_sampler, drop_last=False)
+
+
+class RecordedLoader:
+    """A ``DataLoader`` that tells which samples its batches are made of, for one iteration.
+
+    Args:
+        loader: over a map-style dataset; see :meth:`can_record`. The user's object stays as it is.
+
+    Attributes:
+        flattened: the copy that is iterated, as :func:`parts_of` wants it.
+
+    >>> loader = RecordedLoader(DataLoader(range(3), batch_size=2))
+    >>> [(batch.tolist(), loader.next_indices()) for batch in loader]
+    [([0, 1], [0, 1]), ([2], [2])]
+    """
+
+    def __init__(self, loader: DataLoader[Any]) -> None:
+        self._drawn: deque[Any] = deque()
+        # DataLoader fetches what its batch sampler gives, or its sampler where it makes no batches
+        place = "sampler" if loader.batch_sampler is None else "batch_sampler"
+        recorder = _Recorder(getattr(loader, place), self._drawn)
+        self.flattened = [_copy_with(loader, **{place: recorder})]
+
+    @staticmethod
+    def can_record(loader: Any) -> bool:
+        """Whether the indices of a loader's batches can be known: no stream, and batches come in their order."""
+        is_map_style = isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset)
+        return is_map_style and getattr(loader, "in_order", True)
+
+    def __len__(self) -> int:
+        return len(self.flattened[0])
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.flattened[0])
+
+    def next_indices(self) -> list[int]:
+        """The indices of the samples in the oldest batch that was not asked for: call it once for each."""
+        indices = self._drawn.popleft()
+        return list(indices) if isinstance(indices, Sequence) else [indices]
+
+
+class _Recorder:
+    """A sampler that notes what another one draws; workers ask for batches ahead of time, so notes queue up."""
+
+    def __init__(self, sampler: Any, drawn: deque[Any]) -> None:
+        self._sampler = sampler
+        self._drawn = drawn
+
+    def __iter__(self) -> Iterator[Any]:
+        for indices in self._sampler:
+            self._drawn.append(indices)
+            yield indices
+
+    def __len__(self) -> int:
+        return len(self._sampler)
+
+
+class Copier(Protocol):
+    """Copies batches to a device beside the computation: :class:`leyden.data.prefetch.Copier`."""
+
+    def send(self, batch: Any) -> Any:
+        """Begin to copy; what it returns is for ``receive``."""
+
+    def receive(self, sent: Any) -> Any:
+        """The batch on the device, for the computation that comes next."""
 
 
 class Batches:
@@ -198,13 +338,15 @@ class Batches:
 
     A loader with a length is never asked for a batch ahead of time, so loading and training draw random
     numbers in the order of a hand-written ``for batch in loader``. A loader without one is asked for one
-    batch ahead, the only way to know the last. No loader is asked for a batch beyond ``limit``. Below the
-    limit it is run to its end, as a ``for`` loop does: some draw from a shared generator there, or count
-    their epochs.
+    batch ahead, the only way to know the last; so is, for a ``copier``, one that draws no random numbers in
+    this process. No loader is asked for a batch beyond ``limit``. Below the limit it is run to its end, as a
+    ``for`` loop does: some draw from a shared generator there, or count their epochs.
 
     Args:
         loader: what is iterated; its iterator is made when the iteration begins.
         limit: number of batches at most; ``math.inf`` for all.
+        copier: brings batches to the device one ahead, where that changes nothing; None copies nothing.
+        watch: hands the loader's iterator on, perhaps profiled; ``iter`` hands on the iterator itself.
 
     Warns:
         LeydenWarning: the loader ended before its length (code ``loader-shorter-than-its-length``), in which
@@ -216,28 +358,62 @@ class Batches:
     [('a', False), ('b', True)]
     """
 
-    __slots__ = ("is_last", "limit", "loader")
+    __slots__ = ("_running", "copier", "is_last", "limit", "loader", "watch")
 
-    def __init__(self, loader: Loader, limit: int | float = math.inf) -> None:
+    def __init__(
+        self,
+        loader: Loader,
+        limit: int | float = math.inf,
+        *,
+        copier: Copier | None = None,
+        watch: Watch = iter,
+    ) -> None:
         self.loader = loader
         self.limit = limit
+        self.copier = copier
+        self.watch = watch
         self.is_last = False
+        self._running: Generator[Any, None, None] | None = None
 
     def __iter__(self) -> Iterator[Any]:
         self.is_last = False
         if self.limit <= 0:
             return iter(())  # not even the loader's iterator is made: that would draw a seed
         length = length_of(self.loader)
-        return self._ahead() if length is None else self._counted(length)
+        batches = self._ahead() if length is None else self._counted(length)
+        if self.copier is not None and may_run_ahead(self.loader):
+            batches = self._copied(batches, self.copier)
+        self._running = batches
+        return batches
 
-    def _counted(self, length: int) -> Iterator[Any]:
+    def close(self) -> None:
+        """Let go of an iteration that was left early: its workers end now, whoever still holds a traceback to it."""
+        if self._running is not None:
+            self._running.close()
+            self._running = None
+
+    def _copied(self, batches: Iterator[Any], copier: Copier) -> Generator[Any, None, None]:
+        """Each batch on the device; the copy of the next begins before a batch is handed out."""
+
+        def draw() -> tuple[Any, bool]:
+            batch = next(batches, _END)
+            return (_END if batch is _END else copier.send(batch)), self.is_last
+
+        upcoming, is_last = draw()
+        while upcoming is not _END:
+            batch, was_last = copier.receive(upcoming), is_last
+            upcoming, is_last = draw()
+            self.is_last = was_last
+            yield batch
+
+    def _counted(self, length: int) -> Generator[Any, None, None]:
         limited = self.limit < length
         total = int(self.limit) if limited else length
         last = total - 1
         index = -1
         iterator = iter(self.loader)
         # range comes first: at the limit, zip stops there and does not ask the loader again
-        for index, batch in zip(range(total), iterator, strict=False):
+        for index, batch in zip(range(total), self.watch(iterator), strict=False):
             if index == last:
                 self.is_last = True
             yield batch
@@ -255,9 +431,9 @@ class Batches:
                 code="loader-longer-than-its-length",
             )
 
-    def _ahead(self) -> Iterator[Any]:
+    def _ahead(self) -> Generator[Any, None, None]:
         limit = self.limit
-        iterator = iter(self.loader)
+        iterator = self.watch(iter(self.loader))
         upcoming = next(iterator, _END)
         handed_out = 0
         while upcoming is not _END:

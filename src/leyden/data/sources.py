@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from leyden.data.kinds import eval_loaders, train_loader
-from leyden.data.loaders import length_of, num_batches, overfit, prepare_workers
+from leyden.data.combined import Joined, eval_loaders, train_loader
+from leyden.data.loaders import length_of, num_batches, overfit, parts_of, prepare_workers, with_all_samples
+from leyden.errors import InvalidValueError
 from leyden.seed import workers_are_seeded
 
 
@@ -26,27 +27,40 @@ class DataLimits(NamedTuple):
 
 def load_training(get: Callable[[], Any], limits: DataLimits) -> tuple[Any, int | float]:
     """The training loader and the number of its batches in an epoch (inf if unknown)."""
-    loader = train_loader(get())
+    return _prepare(train_loader(get()), limits)
+
+
+def load_evaluation(value: Any, limits: DataLimits, *, name: str) -> tuple[list[Any], list[int | float]]:
+    """The loaders of an evaluation and the number of batches of each; a loader without batches stays in its place.
+
+    Args:
+        value: what the user gave.
+        limits: how much of it to use.
+        name: how the user calls it. "predict_dataloaders" leaves out no sample: no short last batch is dropped.
+
+    Raises:
+        InvalidValueError: a prediction from combined batches (code ``combined-mode``): each belongs to one loader.
+    """
+    loaders = eval_loaders(value, name=name)
+    if name == "predict_dataloaders":
+        if any(isinstance(loader, Joined) for loader in loaders):
+            raise InvalidValueError(
+                f"trainer.predict takes a CombinedLoader in mode 'sequential' only, got {value.mode!r}",
+                code="combined-mode",
+            )
+        loaders = [with_all_samples(loader) for loader in loaders]
+    prepared = [_prepare(loader, limits) for loader in loaders]
+    return [loader for loader, _ in prepared], [count for _, count in prepared]
+
+
+def _prepare(loader: Any, limits: DataLimits) -> tuple[Any, int | float]:
     limit, name = limits.limit, limits.name
     if limits.overfit_batches:
-        loader = overfit(loader, limits.overfit_batches)
         limit, name = limits.overfit_batches, "overfit_batches"
+        parts = [overfit(part, limit) for part in parts_of(loader)]
+        loader = loader.replaced(parts) if isinstance(loader, Joined) else parts[0]
     prepare_workers(loader, workers_are_seeded())
     return loader, num_batches(length_of(loader), limit, name=name)
-
-
-def load_evaluation(get: Callable[[], Any], limits: DataLimits, *, name: str) -> tuple[list[Any], list[int | float]]:
-    """The loaders of an evaluation and the number of batches of each; a loader without batches stays in its place."""
-    loaders, counts = [], []
-    for loader in eval_loaders(get(), name=name):
-        prepare_workers(loader, workers_are_seeded())
-        limit, argument = limits.limit, limits.name
-        if limits.overfit_batches:
-            loader = overfit(loader, limits.overfit_batches)
-            limit, argument = limits.overfit_batches, "overfit_batches"
-        loaders.append(loader)
-        counts.append(num_batches(length_of(loader), limit, name=argument))
-    return loaders, counts
 
 
 def is_empty(counts: list[int | float]) -> bool:

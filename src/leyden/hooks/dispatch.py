@@ -7,13 +7,44 @@ A run asks at its start who overrides what and keeps the answer as bound callabl
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from leyden.hooks import events
 from leyden.hooks.dialects import OptimizerIndex, adapt
 
 Listener = Callable[..., Any]
+
+#: ``(owner, name, function)`` -> what is called in place of the function, so that a profiler sees it. None owns what is
+#: the loop's own.
+Profile = Callable[[Any, str, Callable[..., Any]], Callable[..., Any]]
+
+#: Hands an iterator on, perhaps profiled.
+Watch = Callable[[Iterator[Any]], Iterator[Any]]
+
+_END: Any = object()  # what next() gives at the end of a loader
+
+
+def unprofiled(owner: Any, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function itself: nobody measures."""
+    return function
+
+
+def watch_batches(profile: Profile, name: str) -> Watch:
+    """What a loader's iterator is handed through, so that every wait for a batch is the action ``name``.
+
+    >>> watch_batches(unprofiled, "train_dataloader_next") is iter
+    True
+    """
+    if profile is unprofiled:
+        return iter  # of an iterator: the iterator itself
+
+    def watched(iterator: Iterator[Any]) -> Iterator[Any]:
+        ask = profile(None, name, functools.partial(next, iterator, _END))
+        while (batch := ask()) is not _END:
+            yield batch
+
+    return watched
 
 
 class RunState:
@@ -24,17 +55,30 @@ class RunState:
         hook: name of the hook that runs now, or None.
         results: the collector of ``self.log``, or None where nothing is collected.
         should_stop: whether somebody asked the fit to end.
+        interrupt: answers a signal that has come, and may leave the run; None as long as none has. Called by the loops
+            where nothing is half done.
+        deferred: what waits for the end of the step in hand, because nothing exact can be done in the middle of one;
+            None where no step ends any more.
         window_size: micro-batches of an accumulation window.
     """
 
-    __slots__ = ("hook", "results", "should_stop", "stage", "window_size")
+    __slots__ = ("deferred", "hook", "interrupt", "results", "should_stop", "stage", "window_size")
 
     def __init__(self) -> None:
         self.stage: str | None = None
         self.hook: str | None = None
         self.results: Any = None
         self.should_stop = False
+        self.interrupt: Callable[[], None] | None = None
+        self.deferred: list[Callable[[], None]] | None = None
         self.window_size = 1
+
+    def do_deferred(self) -> None:
+        """Do what has waited for this: the step is over."""
+        if self.deferred:
+            waiting, self.deferred = self.deferred, []
+            for act in waiting:
+                act()
 
 
 class Hook:
@@ -74,6 +118,15 @@ class Hook:
         return result
 
 
+def each_listener(hook: Hook | None) -> list[Hook]:
+    """A hook for each listener of one, for where one that fails must not keep the others from being called."""
+    if hook is None:
+        return []
+    own = [Hook(hook.name, hook.state, module=hook.module)] if hook.module is not None else []
+    others = (*hook.callbacks, *hook.monitors)
+    return [*(Hook(hook.name, hook.state, callbacks=(listener,)) for listener in others), *own]
+
+
 class Hooks:
     """All hooks of a run as attributes: a ``Hook``, or None if nobody listens.
 
@@ -86,7 +139,7 @@ class Hooks:
         bases: the classes whose own methods do not count as overridden.
         several: whether several optimizers take turns in automatic mode.
         mixed: whether mixed precision is active.
-        is_monitor: tells the callbacks that want to see ``on_train_epoch_end`` last.
+        profile: wraps every listener.
     """
 
     on_fit_start: Hook | None
@@ -123,7 +176,7 @@ class Hooks:
         bases: tuple[type, ...],
         several: bool = False,
         mixed: bool = False,
-        is_monitor: Callable[[Any], bool] = lambda callback: False,
+        profile: Profile = unprofiled,
     ) -> None:
         fit = functools.partial(adapt, several=several, turns=turns, mixed=mixed)
 
@@ -134,11 +187,11 @@ class Hooks:
                 for callback in callbacks:
                     if overrides(callback, name, bases):
                         listener = fit(functools.partial(getattr(callback, name), trainer, module), name)
-                        is_last = name == "on_train_epoch_end" and is_monitor(callback)
-                        (last if is_last else first).append(listener)
+                        is_last = bool(getattr(callback, events.LAST.get(name, ""), False))
+                        (last if is_last else first).append(profile(callback, name, listener))
             own = None
             if name not in events.CALLBACK_ONLY and overrides(module, name, bases):
-                own = fit(getattr(module, name), name)
+                own = profile(module, name, fit(getattr(module, name), name))
             if not first and own is None and not last:
                 return None
             return Hook(name, state, callbacks=tuple(first), module=own, monitors=tuple(last))
@@ -169,3 +222,22 @@ def overrides(owner: Any, name: str, bases: tuple[type, ...]) -> bool:
         return False
     function = getattr(method, "__func__", method)
     return all(function is not getattr(base, name, None) for base in bases)
+
+
+def where_raised(exception: BaseException, bases: tuple[type, ...]) -> str | None:
+    """The hook of a callback, module or datamodule that an exception came out of, as "Class.hook"; None if of none.
+
+    Hooks that call others are passed by: the innermost is where the mistake is.
+    """
+    place: str | None = None
+    trace = exception.__traceback__
+    while trace is not None:
+        frame, trace = trace.tb_frame, trace.tb_next
+        name, first = frame.f_code.co_name, frame.f_code.co_varnames[:1]
+        owner: Any = frame.f_locals.get(first[0]) if first else None
+        if frame.f_code is Hook.__call__.__code__:
+            place = owner.name  # what listens may be no method: a mock, a lambda
+        elif isinstance(owner, bases) and name != "forward" and overrides(owner, name, bases):
+            is_hook = any(hasattr(base, name) for base in bases)
+            place = f"{type(owner).__name__}.{name}" if is_hook else place
+    return place

@@ -67,6 +67,14 @@ SHARED: Final = (
 
 CALLBACK_ONLY: Final = ("on_sanity_check_start", "on_sanity_check_end", "on_exception")
 
+#: Hooks in which callbacks with an attribute come after the module: what watches an epoch's values, and what saves
+#: what the module's own hook has done.
+LAST: Final[dict[str, str]] = {
+    "on_train_epoch_end": "is_monitor",
+    "on_train_batch_end": "writes_checkpoints",
+    "on_validation_end": "writes_checkpoints",
+}
+
 MODULE_ONLY: Final = (
     "on_validation_model_zero_grad",
     "on_validation_model_eval",

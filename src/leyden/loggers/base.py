@@ -89,6 +89,24 @@ class Logger(ABC):
         """
         self.save()
 
+    def state_dict(self) -> dict[str, Any]:
+        """For a checkpoint: which run this is, and how far its rows are; whatever came so far survives a kill."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027  optional
+        """A fit goes on with the last checkpoint of an earlier start; called before anything is written.
+
+        Args:
+            state: what ``state_dict`` returned then.
+        """
+
+    def rewind(self, state: Mapping[str, Any]) -> None:  # noqa: B027  optional
+        """A fit goes on from a checkpoint: drop the rows that were written after it, for they will come again.
+
+        Args:
+            state: what ``state_dict`` returned then, maybe in another folder.
+        """
+
     def after_save_checkpoint(self, checkpoint_callback: Any) -> None:  # noqa: B027  optional
         """A callback has written a checkpoint."""
 

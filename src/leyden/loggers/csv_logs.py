@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import os
+import re
 import time
+import zlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -93,6 +96,15 @@ class CSVLogger(FolderLogger):
         if self._experiment is not None:
             self._experiment.save()
 
+    def state_dict(self) -> dict[str, Any]:
+        """For a checkpoint: where the file is and what is in it; all rows so far are written to it."""
+        return {**super().state_dict(), **self.experiment.state_dict()}
+
+    @rank_zero_only
+    def rewind(self, state: Mapping[str, Any]) -> None:
+        """Cut the rows that were written after ``state``: the run goes on from there, and writes them again."""
+        self.experiment.rewind(state)
+
 
 class ExperimentWriter:
     """The files of one run.
@@ -114,7 +126,8 @@ class ExperimentWriter:
         self.metrics_file_path = os.path.join(log_dir, self.NAME_METRICS_FILE)
         self.metrics: list[dict[str, Any]] = []
         self.hparams: dict[Any, Any] = {}
-        self.metrics_keys: list[str] = _continue_file(self.metrics_file_path)
+        self.metrics_keys, kept = _continue_file(self.metrics_file_path)
+        self._count, self._checksum = len(kept), _checksum(_format(kept))
         self._next_step = 0
         self._told = False
 
@@ -149,6 +162,21 @@ class ExperimentWriter:
             self.metrics = []
             self._told = False
 
+    def state_dict(self) -> dict[str, Any]:
+        """Columns, number of rows, and a checksum that tells these rows from others."""
+        self.save()
+        return {"columns": list(self.metrics_keys), "rows": self._count, "checksum": self._checksum}
+
+    def rewind(self, state: Mapping[str, Any]) -> None:
+        """Cut rows and columns that came after ``state``; a file that does not begin with its rows is left alone."""
+        columns, count, checksum = state["columns"], state["rows"], state["checksum"]
+        keys, kept = _read(self.metrics_file_path)
+        data = _format(row[: len(columns)] for row in kept[:count])
+        if (keys, len(kept)) == (columns, count) or (keys[: len(columns)], _checksum(data)) != (columns, checksum):
+            return
+        _replace(self.metrics_file_path, _format([columns] if columns else []) + data)
+        self.metrics_keys, self._count, self._checksum = list(columns), count, checksum
+
     def _write(self) -> None:
         known = set(self.metrics_keys)
         fresh = [key for key in dict.fromkeys(key for row in self.metrics for key in row) if key not in known]
@@ -159,8 +187,9 @@ class ExperimentWriter:
             else:
                 _append(self.metrics_file_path, _format([keys]))
             self.metrics_keys = keys
-        rows = ([row.get(key, "") for key in self.metrics_keys] for row in self.metrics)
-        _append(self.metrics_file_path, _format(rows))
+        data = _format([row.get(key, "") for key in self.metrics_keys] for row in self.metrics)
+        _append(self.metrics_file_path, data)
+        self._count, self._checksum = self._count + len(self.metrics), _checksum(data, self._checksum)
 
 
 def _format(rows: Iterable[list[Any]]) -> bytes:
@@ -185,25 +214,38 @@ def _append(path: str, data: bytes) -> None:
         os.close(file)
 
 
+def _checksum(data: bytes, start: int = 0) -> int:
+    """A checksum of rows that is the same when they were written anew under more columns."""
+    return zlib.crc32(re.sub(rb",*\n", b"\n", data), start)
+
+
 def _widen(path: str, keys: list[str]) -> None:
-    """Write the file anew under a header of more columns, beside the old one, and put it in its place."""
-    temporary = f"{path}.{os.getpid()}.tmp"
-    with open(path, newline="", encoding="utf-8") as old, open(temporary, "w", newline="", encoding="utf-8") as new:
-        writer = csv.writer(new, lineterminator="\n")
-        writer.writerow(keys)
-        rows = csv.reader(old)
-        next(rows)
-        writer.writerows([*row, *[""] * (len(keys) - len(row))] for row in rows)
+    """Write the file anew under a header of more columns."""
+    _, rows = _read(path)
+    _replace(path, _format([keys, *([*row, *[""] * (len(keys) - len(row))] for row in rows)]))
+
+
+def _replace(path: str, data: bytes) -> None:
+    """Write a file anew, beside the old one, and put it in its place; what a kill leaves beside it is used again."""
+    temporary = f"{path}.tmp"
+    with open(temporary, "wb") as file:
+        file.write(data)
     os.replace(temporary, path)
 
 
-def _continue_file(path: str) -> list[str]:
-    """Columns of a file that an earlier run has left; a torn last line (a power cut) is dropped."""
+def _read(path: str) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows of a file; nothing of one that is not there."""
     try:
-        with open(path, "rb+") as file:
-            data = file.read()
-            file.truncate(data.rfind(b"\n") + 1)
-        with open(path, newline="", encoding="utf-8") as text:
-            return next(csv.reader(text), [])
+        with open(path, newline="", encoding="utf-8") as file:
+            lines = list(csv.reader(file))
     except FileNotFoundError:
-        return []
+        lines = []
+    return (lines[0], lines[1:]) if lines else ([], [])
+
+
+def _continue_file(path: str) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows of a file that an earlier run has left; a torn last line (a power cut) is dropped."""
+    with contextlib.suppress(FileNotFoundError), open(path, "rb+") as file:
+        data = file.read()
+        file.truncate(data.rfind(b"\n") + 1)
+    return _read(path)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import tempfile
+from collections.abc import Mapping
+from typing import Any
 
 from leyden.errors import InvalidValueError
 from leyden.loggers.base import Logger
@@ -57,21 +59,43 @@ class FolderLogger(Logger):
     @property
     def log_dir(self) -> str:
         """Folder of this run."""
-        version = self.version
-        return os.path.join(self.root_dir, version if isinstance(version, str) else f"version_{version}")
+        return os.path.join(self.root_dir, _folder(self.version))
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the version is not chosen yet: nobody has given one, and nobody has asked."""
+        return self._version is None
+
+    def state_dict(self) -> dict[str, Any]:
+        """For a checkpoint: where this run's files are."""
+        return {"root_dir": os.path.realpath(self.root_dir), "version": self.version}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take the version of an earlier start of this run, before anything is written, if none was chosen.
+
+        Args:
+            state: what ``state_dict`` returned then. Another folder's, or one of a version that is gone, is left alone.
+        """
+        here = os.path.realpath(self.root_dir)
+        if self.is_open and state["root_dir"] == here and os.path.isdir(os.path.join(here, _folder(state["version"]))):
+            self._version = state["version"]
 
 
-def make_folder(path: str, logger: Logger) -> str:
+def _folder(version: int | str) -> str:
+    return version if isinstance(version, str) else f"version_{version}"
+
+
+def make_folder(path: str, owner: object, *, code: str = "logger-directory") -> str:
     """Make ``path`` and write to it once, so that a folder that takes no files is known before anything is trained.
 
     Raises:
-        InvalidValueError: naming the folder and what the system says.
+        InvalidValueError: naming the owner, the folder and what the system says.
     """
-    kind = type(logger).__name__
+    kind = type(owner).__name__
     if "://" in path:
         raise InvalidValueError(
             f"{kind} writes to local folders, got {path!r}; mount it, or copy the files after the run",
-            code="logger-directory",
+            code=code,
         )
     try:
         os.makedirs(path, exist_ok=True)
@@ -80,7 +104,7 @@ def make_folder(path: str, logger: Logger) -> str:
     except OSError as error:
         raise InvalidValueError(
             f"{kind} cannot write to {path!r} ({error.strerror or error}); choose another folder or make it writable",
-            code="logger-directory",
+            code=code,
         ) from error
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections import deque
 from collections.abc import Mapping
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from leyden.errors import warn
 from leyden.loggers.base import Logger, prepare_row, rank_zero_experiment, require
 from leyden.loggers.folders import make_folder
+from leyden.loggers.outbox import Outbox
 from leyden.loggers.parameters import flatten, plain
 from leyden.loggers.uploads import CheckpointUploads
 from leyden.rank import rank_zero_only
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 #: Characters that a metric's name may not have.
 _FORBIDDEN = re.compile(r"[^\w/. :-]", re.ASCII)
-_PARAMETERS_OF_A_CALL = 100  # the back end's limits
+_METRICS_OF_A_CALL = 1000  # the back end's limits
+_PARAMETERS_OF_A_CALL = 100
 _LENGTH_OF_A_PARAMETER = 500
-_MOST_WAITING = 1000
 _STATUS = {"success": "FINISHED", "finished": "FINISHED", "failed": "FAILED"}
 
 
 class MLFlowLogger(Logger):
-    """Writes rows to an MLflow store. Threads of the back end write, and the end of a run waits for them.
+    """Writes rows to an MLflow store, in a thread that gathers them, and that the end of a run waits for.
 
     Args:
         experiment_name: the experiment, made if there is none of this name.
@@ -73,7 +73,7 @@ class MLFlowLogger(Logger):
         self._run_id = run_id
         self._synchronous = bool(synchronous)
         self._experiment: MlflowClient | None = None
-        self._waiting: deque[Any] = deque()
+        self._outbox = Outbox(self._write, interval=1.0)
         self._renamed: set[str] = set()
         self._uploads = CheckpointUploads(log_model, self._upload)
 
@@ -85,9 +85,12 @@ class MLFlowLogger(Logger):
             from mlflow.tracking import MlflowClient
 
             if self._save_dir is not None:
-                self._tracking_uri = f"sqlite:///{os.path.join(make_folder(self._save_dir, self), 'mlflow.db')}"
+                self._tracking_uri = f"sqlite:///{os.path.join(self._save_dir, 'mlflow.db')}"
                 if self._artifact_location is None:
                     self._artifact_location = f"file://{os.path.join(self._save_dir, 'artifacts')}"
+            folder = _local_folder(self._tracking_uri)
+            if folder is not None:
+                make_folder(folder, self)
             client = MlflowClient(self._tracking_uri)
             if self._run_id is not None:
                 self._experiment_id = client.get_run(self._run_id).info.experiment_id
@@ -141,17 +144,23 @@ class MLFlowLogger(Logger):
         """Hand over one row; values that are no numbers are left out."""
         from mlflow.entities import Metric
 
-        row, now = prepare_row(metrics, self._prefix), int(time.time() * 1000)
+        if self._experiment is None:
+            _ = self.experiment
+        now = int(time.time() * 1000)
         values = [
             Metric(self._allowed(key), float(value), now, step or 0)
-            for key, value in row.items()
+            for key, value in prepare_row(metrics, self._prefix).items()
             if isinstance(value, bool | int | float)
         ]
-        done = self.experiment.log_batch(self.run_id, metrics=values, synchronous=self._synchronous)
-        if done is not None:
-            self._waiting.append(done)
-            if len(self._waiting) > _MOST_WAITING:
-                self._waiting.popleft().wait()
+        self._outbox.put(values)
+        if self._synchronous:
+            self._outbox.flush()
+
+    def _write(self, rows: list[list[Any]]) -> None:
+        values = [value for row in rows for value in row]
+        for start in range(0, len(values), _METRICS_OF_A_CALL):
+            some = values[start : start + _METRICS_OF_A_CALL]
+            self.experiment.log_batch(self._run_id, metrics=some, synchronous=True)
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
@@ -166,15 +175,14 @@ class MLFlowLogger(Logger):
     def save(self) -> None:
         """Wait until all rows are written."""
         _ = self.experiment
-        while self._waiting:
-            self._waiting.popleft().wait()
+        self._outbox.flush()
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
         """Wait for all rows and close the run; another run of the Trainer adds to it all the same."""
         if self._experiment is None:
             return
-        self.save()
+        self._outbox.close()
         if status == "success":
             self._uploads.at_end()
         assert self._run_id is not None
@@ -198,5 +206,10 @@ class MLFlowLogger(Logger):
             warn(f"MLflow takes no metric of the name {key!r}; it is called {allowed!r} there", code="logger-key")
         return allowed
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_waiting": deque()}
+
+def _local_folder(uri: str | None) -> str | None:
+    """The folder that a store on this machine lies in; None for any other store."""
+    scheme, _, path = (uri or "").partition(":")
+    if scheme == "sqlite" and path.startswith("///"):
+        return os.path.dirname(path[3:]) or "."
+    return re.sub("^//", "", path) if scheme == "file" else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from leyden.errors import warn
 from leyden.loggers.base import prepare_row, rank_zero_experiment, require
 from leyden.loggers.folders import FolderLogger, make_folder
+from leyden.loggers.outbox import Outbox
 from leyden.loggers.parameters import as_mapping, flatten, plain, write_yaml
 from leyden.rank import rank_zero_only
 from leyden.seed import isolate_rng
@@ -23,7 +25,8 @@ if TYPE_CHECKING:
 class TensorBoardLogger(FolderLogger):
     """Writes event files and ``hparams.yaml`` to ``save_dir/name/version_<n>``; look at them with ``tensorboard``.
 
-    A thread of the back end writes the file, so a row costs the run no more than handing it over.
+    A thread makes events of the rows, about once a second, so a row costs the run no more than handing it over. A fit
+    that goes on from a checkpoint cuts the events that were written after it, except those of dicts of numbers.
 
     Args:
         save_dir: folder of all experiments.
@@ -64,6 +67,9 @@ class TensorBoardLogger(FolderLogger):
         self._sub_dir = None if sub_dir is None else os.fspath(sub_dir)
         self._kwargs = {"flush_secs": 10, "max_queue": 1000, **kwargs}
         self._experiment: SummaryWriter | None = None
+        self._next_step = 0
+        self._earlier: dict[str, int] = {}  # event files that nobody writes to any more
+        self._outbox = Outbox(self._write, interval=1.0)
 
     @property
     def sub_dir(self) -> str | None:
@@ -83,21 +89,31 @@ class TensorBoardLogger(FolderLogger):
         if self._experiment is None:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._experiment = SummaryWriter(make_folder(self.log_dir, self), **self._kwargs)
+            folder = make_folder(self.log_dir, self)
+            self._earlier = self._event_files()
+            self._experiment = SummaryWriter(folder, **self._kwargs)
         return self._experiment
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         """Write one row, as one event. A dict of numbers becomes several lines in one chart."""
+        if self._experiment is None:
+            _ = self.experiment
+        self._next_step = max(self._next_step, (step or 0) + 1)
+        self._outbox.put((prepare_row(metrics, self._prefix), step, time.time()))
+
+    def _write(self, rows: list[tuple[dict[str, Any], int | None, float]]) -> None:
         from tensorboard.compat.proto.summary_pb2 import Summary
 
-        values = []
-        for key, value in prepare_row(metrics, self._prefix).items():
-            if isinstance(value, Mapping):
-                self.experiment.add_scalars(key, value, step)
-            else:
-                values.append(Summary.Value(tag=key, simple_value=float(value)))
-        self.experiment._get_file_writer().add_summary(Summary(value=values), step)
+        writer = self.experiment
+        for row, step, now in rows:
+            values = []
+            for key, value in row.items():
+                if isinstance(value, Mapping):
+                    writer.add_scalars(key, value, step, now)
+                else:
+                    values.append(Summary.Value(tag=key, simple_value=float(value)))
+            writer._get_file_writer().add_summary(Summary(value=values), step, now)
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, metrics: Any = None, step: int | None = None) -> None:
@@ -146,10 +162,49 @@ class TensorBoardLogger(FolderLogger):
     @rank_zero_only
     def save(self) -> None:
         """Bring all events to the file."""
+        self._outbox.flush()
         self.experiment.flush()
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
         """Bring all events to the file and close it; a later row opens another one in the same folder."""
+        self._outbox.close()
         if self._experiment is not None:
             self._experiment.close()
+            self._earlier = self._event_files()
+
+    def state_dict(self) -> dict[str, Any]:
+        """For a checkpoint: how much is in the event files, after all events so far are brought there."""
+        self.save()
+        more = {"files": self._event_files(), "next_step": self._next_step, "shown": self._shown}
+        return {**super().state_dict(), **more}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take the version of an earlier start of this run, which has its hyper-parameters already."""
+        is_open = self.is_open
+        super().load_state_dict(state)
+        if is_open and not self.is_open:
+            self._shown = state.get("shown")
+
+    @rank_zero_only
+    def rewind(self, state: Mapping[str, Any]) -> None:
+        """Cut the events that were written after ``state``; a TensorBoard that shows them drops them too."""
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+
+        writer, known = self.experiment, state["files"]
+        if not known.keys() & self._earlier.keys():
+            return  # those of another folder
+        for name, size in self._earlier.items():
+            path = os.path.join(self.log_dir, name)
+            if name not in known:
+                os.remove(path)
+            elif known[name] < size:
+                os.truncate(path, known[name])
+        self._earlier, self._next_step = {}, state["next_step"]
+        start = Event(session_log=SessionLog(status=SessionLog.START))
+        writer._get_file_writer().add_event(start, self._next_step)
+
+    def _event_files(self) -> dict[str, int]:
+        """Sizes of the event files, by name."""
+        with os.scandir(self.log_dir) as entries:
+            return {entry.name: entry.stat().st_size for entry in entries if ".tfevents." in entry.name}

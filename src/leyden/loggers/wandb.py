@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from leyden.errors import InvalidTypeError, InvalidValueError, MisconfigurationException, warn
 from leyden.loggers.base import Logger, prepare_row, rank_zero_experiment, require
 from leyden.loggers.folders import make_folder
+from leyden.loggers.outbox import Outbox
 from leyden.loggers.parameters import as_mapping, plain
 from leyden.loggers.uploads import CheckpointUploads
 from leyden.rank import rank_zero_only
@@ -21,7 +22,7 @@ STEP = "trainer/global_step"
 
 
 class WandbLogger(Logger):
-    """Sends rows to Weights & Biases; a process of the back end does the sending.
+    """Sends rows to Weights & Biases; a thread hands them to the back end's process, which does the sending.
 
     The run stays open at the end of ``fit``, so that ``test`` adds to it; it closes with the process or by
     ``wandb.finish()``.
@@ -86,6 +87,7 @@ class WandbLogger(Logger):
         self._checkpoint_name = checkpoint_name
         self._add_file_policy = add_file_policy
         self._uploads = CheckpointUploads(log_model, self._upload)
+        self._outbox = Outbox(self._write, interval=None)
 
     @property
     def name(self) -> str | None:
@@ -124,6 +126,7 @@ class WandbLogger(Logger):
                     self._experiment.define_metric(STEP)
                     self._experiment.define_metric("*", step_metric=STEP, step_sync=True)
             self._init["id"] = self._experiment.id  # so that a copy in another process continues this run
+        self._outbox.flush()  # what the user logs by it has its place behind all rows
         return self._experiment
 
     @rank_zero_only
@@ -132,7 +135,14 @@ class WandbLogger(Logger):
         row = prepare_row(metrics, self._prefix)
         if step is not None and not self._init.get("sync_tensorboard"):
             row[STEP] = step
-        self.experiment.log(row)
+        if self._experiment is None:
+            _ = self.experiment
+        self._outbox.put(row)
+
+    def _write(self, rows: list[dict[str, Any]]) -> None:
+        assert self._experiment is not None
+        for row in rows:
+            self._experiment.log(row)
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
@@ -206,7 +216,8 @@ class WandbLogger(Logger):
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Send what ``log_model=True`` has left for the end of a run that went well."""
+        """Send all rows, and what ``log_model=True`` has left for the end of a run that went well."""
+        self._outbox.close()
         if status == "success":
             self._uploads.at_end()
 

@@ -3,38 +3,14 @@
 from __future__ import annotations
 
 import math
-import re
-import time
-from collections.abc import Mapping
-from dataclasses import dataclass
-from datetime import timedelta
-from typing import Any, Final
+from dataclasses import dataclass, field
+from typing import Final
 
-from leyden.errors import InvalidValueError
 from leyden.optimization.clocks import Clocks
+from leyden.units import Duration, Every
 
-_DURATION: Final = r"(\d+):(\d\d):(\d\d):(\d\d)"
-
-
-def seconds_of(duration: Any, *, what: str) -> float:
-    """Seconds of a timedelta, of a mapping of its arguments, or of "DD:HH:MM:SS".
-
-    Raises:
-        InvalidValueError: anything else; ``what`` says where it came from.
-    """
-    try:
-        if isinstance(duration, str):
-            days, hours, minutes, seconds = re.fullmatch(_DURATION, duration.strip()).groups()  # type: ignore[union-attr]
-            duration = timedelta(days=int(days), hours=int(hours), minutes=int(minutes), seconds=int(seconds))
-        elif isinstance(duration, Mapping):
-            duration = timedelta(**duration)
-        return float(duration.total_seconds())
-    except (TypeError, ValueError, AttributeError):
-        raise InvalidValueError(
-            f"{what} was given {duration!r}; expected 'DD:HH:MM:SS', a timedelta, or a mapping of its arguments, "
-            "such as {'hours': 2}",
-            code="duration",
-        ) from None
+#: The clocks of the limits that are plain numbers.
+_OWN_CLOCK: Final = {"max_epochs": "epochs", "max_steps": "steps", "min_epochs": "epochs", "min_steps": "steps"}
 
 
 @dataclass(kw_only=True)
@@ -46,7 +22,8 @@ class Limits:
         min_epochs: epochs before ``should_stop`` is heeded.
         max_steps: optimizer steps at most (``global_step``, over all optimizers); -1 for no limit.
         min_steps: optimizer steps before ``should_stop`` is heeded.
-        max_seconds: wall time at most; None for no limit.
+        most: maxima on other clocks, by the argument that gave them; without them the integer of that name counts.
+        least: minima, likewise.
         is_default: whether nobody gave a maximum.
     """
 
@@ -54,22 +31,59 @@ class Limits:
     min_epochs: int = 0
     max_steps: int = -1
     min_steps: int = 0
-    max_seconds: float | None = None
+    most: dict[str, Duration] = field(default_factory=dict)
+    least: dict[str, Duration] = field(default_factory=dict)
     is_default: bool = False
 
     def steps_are_over(self, clocks: Clocks) -> bool:
-        """Whether ``max_steps`` or ``max_seconds`` is reached; asked after every batch."""
+        """Whether a limit is reached that may lie within an epoch; asked after every batch."""
         if self.max_steps != -1 and clocks.global_step >= self.max_steps:
             return True
-        return self.max_seconds is not None and time.monotonic() - clocks.started >= self.max_seconds
+        return any(limit.now(clocks) >= limit.amount for limit in self.most.values())
 
     def epochs_are_over(self, clocks: Clocks) -> bool:
         """Whether ``max_epochs`` is reached."""
         return self.max_epochs != -1 and clocks.epoch >= self.max_epochs
 
     def may_stop(self, clocks: Clocks) -> bool:
-        """Whether the minimum is met, so that ``should_stop`` may end the fit."""
-        return clocks.epoch >= self.min_epochs and clocks.global_step >= self.min_steps
+        """Whether the minima are met, so that ``should_stop`` may end the fit."""
+        return (
+            clocks.epoch >= self.min_epochs
+            and clocks.global_step >= self.min_steps
+            and all(limit.now(clocks) >= limit.amount for limit in self.least.values())
+        )
+
+    def set_most(self, name: str, value: int | Duration) -> None:
+        """Set a maximum: a number on the clock of that name, -1 for none, or a length on any clock."""
+        self._set(self.most, name, value, none=-1)
+
+    def set_least(self, name: str, value: int | Duration) -> None:
+        """Set a minimum, likewise."""
+        self._set(self.least, name, value, none=0)
+
+    def _set(self, others: dict[str, Duration], name: str, value: int | Duration, *, none: int) -> None:
+        others.pop(name, None)
+        own = _OWN_CLOCK.get(name)
+        if isinstance(value, Duration) and value.clock != own:
+            others[name] = value
+            value = none
+        if own is not None:
+            setattr(self, name, int(value.amount) if isinstance(value, Duration) else value)
+
+    def maxima(self) -> dict[str, Duration]:
+        """All maxima, by the argument that gave them."""
+        own = {"max_epochs": Duration(self.max_epochs, "epochs"), "max_steps": Duration(self.max_steps, "steps")}
+        return {name: limit for name, limit in {**own, **self.most}.items() if limit.amount != -1}
+
+    def all_reached(self, clocks: Clocks) -> str | None:
+        """Why a fit has nothing left to do, in words that name the argument that continues; None if it has."""
+        for name, limit in self.maxima().items():
+            now = limit.now(clocks)
+            if now >= limit.amount:
+                value = limit if name in self.most else limit.amount
+                done = f"{Duration(round(now), limit.clock)} {'is' if round(now) == 1 else 'are'} done"
+                return f"{done} and {name} is {value}; raise trainer.fit_loop.{name} to go on"
+        return None
 
 
 @dataclass(kw_only=True)
@@ -79,10 +93,12 @@ class ValidationCadence:
     Attributes:
         every_n_epochs: epochs between validations; None counts batches across epochs.
         every_n_batches: batches between validations; inf for the end of the epoch.
+        every: an interval on another clock, instead of batches; it goes on across epochs.
     """
 
     every_n_epochs: int | None = 1
     every_n_batches: float = math.inf
+    every: Every | None = None
 
     def is_due(self, clocks: Clocks, *, is_last: bool, stops: bool = False) -> bool:
         """Whether the batch that just ended is followed by a validation; the last one of a fit that stops is."""
@@ -90,6 +106,8 @@ class ValidationCadence:
             return False
         if stops:
             return True
+        if self.every is not None:
+            return self.every.is_due(clocks)
         if self.every_n_batches == math.inf:
             return is_last
         count = clocks.micro_batches if self.every_n_epochs is None else clocks.batch_idx + 1

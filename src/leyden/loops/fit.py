@@ -20,19 +20,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, final
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, final
 
 from leyden.data.loaders import Batches, set_epoch
 from leyden.data.transfer import Transfer
 from leyden.errors import OrderError, warn
-from leyden.hooks.dispatch import Hooks, RunState
+from leyden.hooks.dispatch import Hooks, Profile, RunState, Watch, unprofiled
 from leyden.loops.cadence import Limits, ValidationCadence
-from leyden.loops.outputs import EpochOutputs
+from leyden.loops.ledger import Aside, Ledger
+from leyden.loops.training_data import TrainingData
 from leyden.optimization.automatic import AutomaticOptimization
 from leyden.optimization.clocks import Clocks
 from leyden.optimization.manual import ManualOptimization
 from leyden.optimization.schedulers import Schedulers
 from leyden.results.collect import Results
+from leyden.units import Duration, Every, parse_duration
+
+if TYPE_CHECKING:
+    from leyden.loops.outputs import EpochOutputs
 
 WriteRow = Callable[[Mapping[str, Any], int], None]
 
@@ -50,11 +56,14 @@ class FitParts:
         transfer: brings a batch to the device; None if it is there.
         validate: runs a validation; None if there is nothing to validate on.
         write_row: writes values to the loggers; None without loggers.
-        log_every: windows between two rows of the loggers.
+        log_every: windows between two rows of the loggers, or an interval on another clock.
+        count: counts the clocks that are counted only where an interval or a limit names them, or None.
         epoch_outputs: collects outputs for the module's 1.x ``training_epoch_end``, or None.
         check: raises if the module has changed what the engine was built for; asked before every epoch.
         clear_gradients: the module's ``on_validation_model_zero_grad``.
         switch: puts optimizers that have modes into "train" or "eval".
+        profile: wraps epochs and batches, once in each epoch.
+        watch: hands the loader's iterator on, perhaps profiled.
     """
 
     optimization: AutomaticOptimization | ManualOptimization
@@ -65,11 +74,14 @@ class FitParts:
     transfer: Transfer | None = None
     validate: Callable[[], Any] | None = None
     write_row: WriteRow | None = None
-    log_every: int = 50
+    log_every: int | Every = 50
+    count: Callable[[Any, bool, bool], None] | None = None
     epoch_outputs: EpochOutputs | None = None
     check: Callable[[], None] | None = None
     clear_gradients: Callable[[], Any] | None = None
     switch: Callable[[str], None] | None = None
+    profile: Profile = unprofiled
+    watch: Watch = iter
 
 
 @final
@@ -81,22 +93,25 @@ class FitLoop:
         clocks: counts everything.
 
     Attributes:
-        num_batches: batches of an epoch; inf if unknown.
-        loader: the training loader.
+        data: where the batches come from.
         cadence: when to validate.
+        ledger: where the time of the current or last fit went.
+        phase: "between" epochs, in its "batches", in a "validation" after one, or at "epoch_end".
+        done: how many steps of the running epoch are done.
+        ended: how many of its batches are through with all that comes after a step.
+        is_complete: whether all batches of the epoch that ends ran.
+        steps_before: optimizer steps before the running epoch.
+        go_on: finishes what a checkpoint was in the middle of; called once, when the next run starts.
     """
 
     def __init__(self, limits: Limits, clocks: Clocks) -> None:
         self.limits = limits
         self.clocks = clocks
-        self.num_batches: int | float = 0
-        self.loader: Any = None
-        self._batches: Batches | None = None
-        self._loaded_in: int | None = None
+        self.data = TrainingData(clocks)
+        self.phase, self.done, self.ended, self.is_complete, self.steps_before = "between", 0, 0, False, 0
+        self.go_on: Callable[[FitParts], None] | None = None
         self.cadence = ValidationCadence()
-        self._load: Callable[[], tuple[Any, int | float]] = _not_connected
-        self._build_cadence: Callable[[int | float], ValidationCadence] = _default_cadence
-        self._reload_every = 0
+        self.ledger = Ledger()
         self._told: set[str] = set()
 
     @property
@@ -105,8 +120,8 @@ class FitLoop:
         return self.limits.max_epochs
 
     @max_epochs.setter
-    def max_epochs(self, value: int) -> None:
-        self.limits.max_epochs = value
+    def max_epochs(self, value: int | str) -> None:
+        self._set_most("max_epochs", value)
 
     @property
     def max_steps(self) -> int:
@@ -114,50 +129,21 @@ class FitLoop:
         return self.limits.max_steps
 
     @max_steps.setter
-    def max_steps(self, value: int) -> None:
-        self.limits.max_steps = value
+    def max_steps(self, value: int | str) -> None:
+        self._set_most("max_steps", value)
 
     @property
-    def is_last_batch(self) -> bool:
-        """Whether the batch in hand is the epoch's last."""
-        return self._batches is not None and self._batches.is_last
+    def max_time(self) -> Duration | None:
+        """Time at most, or None; set it, in any form that the Trainer takes, to go on with a finished fit."""
+        return self.limits.most.get("max_time")
 
-    @property
-    def batches_left(self) -> float:
-        """Batches of this epoch from the one in hand on; inf if the loader's length is unknown."""
-        return 1 if self.is_last_batch else self.num_batches - self.clocks.batch_idx
+    @max_time.setter
+    def max_time(self, value: Any) -> None:
+        self._set_most("max_time", value)
 
-    def connect(
-        self,
-        *,
-        load: Callable[[], tuple[Any, int | float]],
-        build_cadence: Callable[[int | float], ValidationCadence],
-        reload_every: int = 0,
-    ) -> None:
-        """Say where the data comes from; asked for when it is first needed.
-
-        Args:
-            load: returns the training loader and the number of its batches (inf if unknown).
-            build_cadence: when to validate, given the number of training batches.
-            reload_every: epochs between two calls of ``load``; 0 loads once.
-        """
-        self._load, self._build_cadence, self._reload_every = load, build_cadence, reload_every
-        self._loaded_in = None
-
-    def disconnect(self) -> None:
-        """Forget where the data came from; loader and number of batches stay to be read."""
-        self._load, self._build_cadence, self._loaded_in = _not_connected, _default_cadence, None
-
-    def load(self) -> None:
-        """Ask for the training loader, unless it is there and still good."""
-        epoch = self.clocks.epoch
-        if self._load is _not_connected and self.loader is not None:
-            return  # the fit is over, and its loader is still known
-        if self._loaded_in is not None and not (self._reload_every and epoch - self._loaded_in >= self._reload_every):
-            return
-        self.loader, self.num_batches = self._load()
-        self._loaded_in = epoch
-        self.cadence = self._build_cadence(self.num_batches)
+    def _set_most(self, name: str, value: Any) -> None:
+        is_count = isinstance(value, int)
+        self.limits.set_most(name, value if is_count else parse_duration(value, what=f"trainer.fit_loop.{name}"))
 
     def _stops(self, state: RunState) -> bool:
         return state.should_stop and self.limits.may_stop(self.clocks)
@@ -169,41 +155,68 @@ class FitLoop:
 
     def run(self, parts: FitParts) -> None:
         """Run epochs until a limit is reached."""
-        hooks = parts.hooks
+        hooks, started = parts.hooks, perf_counter()
+        run_epoch = parts.profile(None, "run_training_epoch", self.run_epoch)
+        self.ledger, parts.state.deferred = Ledger(), []
+        if self.go_on is None:
+            self.phase = "between"
         try:
-            if parts.switch is not None:
+            if parts.switch is not None and self.phase != "validation":
                 parts.switch("train")
             if hooks.on_train_start is not None:
                 hooks.on_train_start()
+            if self.go_on is not None:
+                go_on, self.go_on = self.go_on, None
+                go_on(parts)
             while not self.is_over(parts.state):
+                if parts.state.interrupt is not None:
+                    parts.state.interrupt()
                 self._start_epoch(parts)
-                is_complete = not self._stops(parts.state) and self.run_epoch(parts)
-                self._end_epoch(parts, is_complete)
+                is_complete = not self._stops(parts.state) and run_epoch(parts)
+                self.end_epoch(parts, is_complete)
         finally:
             if parts.switch is not None:
                 parts.switch("eval")
+            self.ledger.total = perf_counter() - started
         if hooks.on_train_end is not None:
             hooks.on_train_end()
 
-    def run_epoch(self, parts: FitParts) -> bool:
-        """Run the batches of one epoch; returns whether all of them ran."""
+    def _begin(self, watch: Watch) -> Batches:
+        """Begin the batches of an epoch."""
+        self.phase, self.done, self.ended, self.steps_before = "batches", 0, 0, self.clocks.global_step
+        self.clocks.batch_idx = -1
+        return self.data.begin(watch)
+
+    def run_epoch(self, parts: FitParts, first: int | None = None) -> bool:
+        """Run the batches of one epoch, or those left from the ``first`` on; returns whether all of them ran."""
         clocks, hooks, results, state = self.clocks, parts.hooks, parts.results, parts.state
-        run, transfer, schedulers = parts.optimization.run, parts.transfer, parts.schedulers
-        batches = self._batches = Batches(self.loader, self.num_batches)
+        run = parts.profile(None, "run_training_batch", parts.optimization.run)
+        transfer, schedulers = parts.transfer, parts.schedulers
+        ledger, left = self.ledger, perf_counter()
+        batches = self._begin(parts.watch) if first is None or self.data.batches is None else self.data.batches
         starts = hooks.on_train_batch_start is not None or hooks.on_batch_start is not None
-        steps_before, batch_idx = clocks.global_step, -1
-        for batch_idx, batch in enumerate(batches):
+        batch_idx = (first or 0) - 1
+        for batch_idx, batch in enumerate(batches, first or 0):
+            arrived = perf_counter()
+            ledger.data += arrived - left
             clocks.batch_idx = batch_idx
             clocks.micro_batches += 1
             every, is_last = state.window_size, batches.is_last
             closes = every == 1 or is_last or (batch_idx + 1) % every == 0
+            if batch_idx == 0:
+                ledger.start += arrived - left
             if transfer is not None:
                 batch = transfer(batch, 0)
+                copied = perf_counter()
+                ledger.copy += copied - arrived
+                arrived = copied
             results.batch = batch
+            if parts.count is not None:
+                parts.count(batch, closes, is_last)
             if batch is None:
                 warn("the loader yielded None: this batch is skipped", code="batch-none")
             elif starts and self._is_refused(hooks, batch, batch_idx):
-                batches.is_last = True
+                batches.is_last, clocks.window_closes = True, False
                 if schedulers is not None:
                     schedulers.after_batch(batch_idx, closes=True, is_last=True)
                 break
@@ -215,17 +228,21 @@ class FitLoop:
                 outputs = run(batch, batch_idx, *self._window(batch_idx, every), closes)
             if schedulers is not None and (is_last or schedulers.after_every_batch):
                 schedulers.after_batch(batch_idx, closes=closes, is_last=is_last)
+            self.done = batch_idx + 1
+            ledger.compute += perf_counter() - arrived
+            if parts.epoch_outputs is not None:
+                parts.epoch_outputs.add(outputs)
             if hooks.on_train_batch_end is not None:
                 hooks.on_train_batch_end(outputs, batch, batch_idx)
             if hooks.on_batch_end is not None:
                 hooks.on_batch_end()
-            if parts.epoch_outputs is not None:
-                parts.epoch_outputs.add(outputs)
-            if self._end_batch(parts, closes=closes, is_last=is_last):
+            if self.end_batch(parts, closes=closes, is_last=is_last):
                 return is_last
+            left = perf_counter()
         if not batches.is_last and batch_idx >= 0:
             self._close_early(parts, batch_idx)
-        self._check_progress(batch_idx + 1, clocks.global_step - steps_before)
+        state.do_deferred()
+        self._check_progress(batch_idx + 1, clocks.global_step - self.steps_before)
         return True
 
     def _close_early(self, parts: FitParts, batch_idx: int) -> None:
@@ -269,71 +286,94 @@ class FitLoop:
     def _window(self, batch_idx: int, every: int) -> tuple[int, int]:
         """The window that a batch is part of: a key of its own, and its true size; an epoch's last may be shorter."""
         first = batch_idx - batch_idx % every
-        left = self.num_batches - first
+        left = self.data.num_batches - first
         return self.clocks.micro_batches - batch_idx + first, every if left >= every else int(left)
 
-    def _end_batch(self, parts: FitParts, *, closes: bool, is_last: bool) -> bool:
+    def end_batch(self, parts: FitParts, *, closes: bool, is_last: bool) -> bool:
         """Rows, validation, clocks after a batch; returns whether the epoch must be left."""
         clocks, state = self.clocks, parts.state
+        if state.deferred:
+            state.do_deferred()
+        if state.interrupt is not None:
+            state.interrupt()
         parts.optimization.end_batch(closes)
         if parts.write_row is not None and closes and self._row_is_due(parts):
             self._write_row(parts, parts.results.step_metrics())
         stops = state.should_stop and self._stops(state)
-        if parts.validate is not None and self.cadence.is_due(clocks, is_last=is_last, stops=stops):
-            self._validate(parts, mid_window=not closes)
+        resumes = self.phase == "validation"
+        if parts.validate is not None and (resumes or self.cadence.is_due(clocks, is_last=is_last, stops=stops)):
+            self._validate(parts, mid_window=not closes, resumes=resumes)
         if closes:
             if parts.schedulers is not None and parts.schedulers.after_every_validation:
                 parts.schedulers.plateau_after_batch(clocks.batch_idx)
             clocks.updates += 1
+            clocks.window_closes = False
+        self.ended = self.done
         if state.should_stop and self._stops(state):
             return True
         limits = self.limits
-        return (limits.max_steps != -1 or limits.max_seconds is not None) and limits.steps_are_over(clocks)
+        return not (limits.max_steps == -1 and not limits.most) and limits.steps_are_over(clocks)
 
-    def _validate(self, parts: FitParts, *, mid_window: bool) -> None:
+    def _validate(self, parts: FitParts, *, mid_window: bool, resumes: bool) -> None:
         assert parts.validate is not None
-        if parts.clear_gradients is not None and not mid_window:
+        if parts.clear_gradients is not None and not (mid_window or resumes):
             parts.clear_gradients()
-        if parts.switch is not None:
+        if parts.switch is not None and not resumes:
             parts.switch("eval")
-        parts.validate()
+        self.phase = "validation"
+        with Aside(self.ledger, "validation"):
+            parts.validate()
+        self.phase = "batches"
+        if self.cadence.every is not None:
+            self.cadence.every.done(self.clocks)
         if parts.switch is not None:
             parts.switch("train")
 
     def _row_is_due(self, parts: FitParts) -> bool:
         every = parts.log_every
+        if isinstance(every, Every):
+            return every.is_due(self.clocks) or parts.state.should_stop
         return every > 0 and ((self.clocks.updates + 1) % every == 0 or parts.state.should_stop)
 
     def _write_row(self, parts: FitParts, values: Mapping[str, Any], step: int | None = None) -> None:
         if values and parts.write_row is not None:
             step = self.clocks.updates if step is None else step
-            parts.write_row({"epoch": self.clocks.epoch, **values}, step)
+            with Aside(self.ledger, "logging"):
+                parts.write_row({"epoch": self.clocks.epoch, **values}, step)
 
     def _start_epoch(self, parts: FitParts) -> None:
         if parts.check is not None:
             parts.check()
-        self.load()
-        set_epoch(self.loader, self.clocks.epoch)
+        self.data.load()
+        set_epoch(self.data.loader, self.clocks.epoch)
         if parts.hooks.on_epoch_start is not None:
             parts.hooks.on_epoch_start()
         if parts.hooks.on_train_epoch_start is not None:
             parts.hooks.on_train_epoch_start()
 
-    def _end_epoch(self, parts: FitParts, is_complete: bool) -> None:
-        hooks, results = parts.hooks, parts.results
-        results.end_epoch()
+    def end_epoch(self, parts: FitParts, is_complete: bool) -> None:
+        """Do what comes after an epoch's last batch."""
+        hooks = parts.hooks
+        self.clocks.epoch_ends, self.phase, self.is_complete = True, "epoch_end", is_complete
+        parts.results.end_epoch()
         if parts.epoch_outputs is not None:
             parts.epoch_outputs.end_epoch()
         if hooks.on_train_epoch_end is not None:
             hooks.on_train_epoch_end()
-        if hooks.on_epoch_end is not None:
-            hooks.on_epoch_end()
+        self.finish_epoch(parts, is_complete)
+
+    def finish_epoch(self, parts: FitParts, is_complete: bool) -> None:
+        """Do what comes after ``on_train_epoch_end``."""
+        results = parts.results
+        if parts.hooks.on_epoch_end is not None:
+            parts.hooks.on_epoch_end()
         if parts.schedulers is not None:
             parts.schedulers.plateau_after_epoch(is_complete=is_complete)
         if parts.write_row is not None:
             self._write_row(parts, results.epoch_metrics(), max(self.clocks.updates - 1, 0))
         results.reset()
         self.clocks.epoch += 1
+        self.clocks.epoch_ends, self.phase = False, "between"
         state = parts.state
         if state.should_stop and not self.limits.may_stop(self.clocks) and "minimum" not in self._told:
             self._told.add("minimum")
@@ -341,23 +381,3 @@ class FitLoop:
                 "trainer.should_stop was set, but min_epochs or min_steps is not reached yet; the fit goes on",
                 code="stop-before-minimum",
             )
-
-
-def _default_cadence(num_batches: int | float) -> ValidationCadence:
-    return ValidationCadence()
-
-
-def _not_connected() -> tuple[Any, int | float]:
-    raise OrderError("the training loader is known from trainer.fit(...) on", code="loader-before-fit")
-
-
-def all_limits_reached(loop: FitLoop) -> str | None:
-    """Why a fit has nothing left to do, in words that name the argument that continues; None if it has."""
-    limits, clocks = loop.limits, loop.clocks
-    if limits.epochs_are_over(clocks):
-        name = "trainer.fit_loop.max_epochs"
-        return f"{clocks.epoch} epochs are done and max_epochs is {limits.max_epochs}; raise {name} to go on"
-    if limits.max_steps != -1 and clocks.global_step >= limits.max_steps:
-        name = "trainer.fit_loop.max_steps"
-        return f"{clocks.global_step} steps are done and max_steps is {limits.max_steps}; raise {name} to go on"
-    return None

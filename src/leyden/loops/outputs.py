@@ -20,6 +20,9 @@ class EpochOutputs:
         num_optimizers: number of optimizers that take turns; 1 in manual mode.
         indices: tells whose outputs the last batch returned.
         by_batch: whether to give the later format.
+
+    Attributes:
+        batches: what the epoch has so far.
     """
 
     def __init__(
@@ -34,16 +37,16 @@ class EpochOutputs:
         self._num_optimizers = num_optimizers
         self._indices = indices
         self._by_batch = by_batch
-        self._batches: list[Any] = []
+        self.batches: list[Any] = []
 
     def add(self, outputs: Any) -> None:
         """Take in the outputs of one batch; a batch that returned nothing leaves none."""
         if not outputs:
             return
         if self._num_optimizers > 1:
-            self._batches.append(list(zip(self._indices(), outputs, strict=True)))
+            self.batches.append(list(zip(self._indices(), outputs, strict=True)))
         else:
-            self._batches.append(outputs)
+            self.batches.append(outputs)
 
     def end_epoch(self) -> None:
         """Call the hook and forget the epoch.
@@ -51,7 +54,7 @@ class EpochOutputs:
         Raises:
             MisconfigurationException: the hook returned something.
         """
-        batches, self._batches = self._batches, []
+        batches, self.batches = self.batches, []
         if self._num_optimizers > 1:
             if self._by_batch:
                 batches = [[output for _, output in batch] for batch in batches]

@@ -56,6 +56,10 @@ class Calls(NamedTuple):
     on_before_backward: Hook | None = None
     on_after_backward: Hook | None = None
 
+    def without_backward(self) -> Calls:
+        """The same for passes over the data that train nothing."""
+        return self._replace(backward=lambda *_, **__: None, on_before_backward=None, on_after_backward=None)
+
 
 @final
 class AutomaticOptimization:
@@ -73,6 +77,7 @@ class AutomaticOptimization:
         wants_outputs: whether anybody looks at what ``training_step`` returned.
 
     Attributes:
+        keeps_gradients: whether those of a closed window may be used again: what clears them is the user's.
         output_indices: whose outputs the last batch of several optimizers returned.
         run: ``(batch, batch_idx, window, size, closes)`` -> outputs: runs one batch. ``window`` tells the window that
             the batch is part of from others, ``size`` is its true size, ``closes`` says that this is its last
@@ -103,6 +108,7 @@ class AutomaticOptimization:
             self._untoggle = calls.untoggle or toggler.untoggle
         self._loss_scale = loss_scale
         self._no_sync = no_sync
+        self.keeps_gradients = calls.optimizer_zero_grad is not None
         self.output_indices: list[int] = []
         self._closes = True
         self._zero_grads = [_zero_grad(turn, calls) for turn in turns]
@@ -112,6 +118,14 @@ class AutomaticOptimization:
             turn.wants_value = not once
         alone = len(turns) == 1 and toggler is None
         self.run: Callable[..., Any] = partial(self._update, turns[0]) if alone else self._take_turns
+
+    def observe(self) -> None:
+        """From the next epoch on run ``training_step`` without backward and updates."""
+        run = self.run
+        self._calls = self._calls.without_backward()
+        for turn in self.turns:
+            turn.keeps_batches = False
+        self.run = lambda batch, batch_idx, window, size, closes: run(batch, batch_idx, window, size, False)
 
     def _take_turns(self, batch: Any, batch_idx: int, window: int, size: int, closes: bool) -> list[dict[str, Any]]:
         outputs = []

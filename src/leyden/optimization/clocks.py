@@ -54,7 +54,12 @@ class Clocks:
         updates: batches on which a window closed; the x-axis of loggers, and what 1.5 called ``global_step``.
         global_step: optimizer steps attempted, over all optimizers.
         optimizers: a clock for each optimizer, in configured order.
-        started: ``time.monotonic()`` at the start of the current run, in seconds.
+        samples: sizes of all batches, summed up; counted only while a limit or an interval names samples.
+        window_closes: whether the batch in hand is done and closes a window that ``updates`` does not count yet; told
+            only while an interval needs to know.
+        epoch_ends: likewise, whether the running epoch is complete.
+        seconds_before: seconds that earlier fits took, and the one that is resumed.
+        started: ``time.monotonic()`` at the start of the running fit; None between fits.
     """
 
     epoch: int = 0
@@ -63,7 +68,25 @@ class Clocks:
     updates: int = 0
     global_step: int = 0
     optimizers: list[UpdateClock] = field(default_factory=list)
-    started: float = field(default_factory=time.monotonic)
+    samples: int = 0
+    window_closes: bool = False
+    epoch_ends: bool = False
+    seconds_before: float = 0.0
+    started: float | None = None
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of all fits so far, validations included."""
+        return self.seconds_before + (0.0 if self.started is None else time.monotonic() - self.started)
+
+    def start(self) -> None:
+        """Let the seconds run: a fit begins."""
+        self.started = time.monotonic()
+
+    def stop(self) -> None:
+        """Stop the seconds: the fit is over."""
+        self.seconds_before, self.started = self.seconds, None
+        self.window_closes = self.epoch_ends = False
 
     def for_optimizers(self, count: int) -> list[UpdateClock]:
         """The clocks of ``count`` optimizers; those of an earlier fit go on."""

@@ -12,7 +12,8 @@ from leyden.optimization.optimizer import parameters_of
 
 GroupNames = tuple[tuple[str, ...], ...]
 
-_FOREIGN = "(not in the module)"
+#: Stands for the name of a parameter that is not the module's.
+FOREIGN = "(not in the module)"
 
 
 class Coverage(NamedTuple):
@@ -35,7 +36,7 @@ def group_names(optimizers: Sequence[Any], module: nn.Module) -> tuple[GroupName
     """For each optimizer the names of its parameters, group by group."""
     known = _known(module)
     return tuple(
-        tuple(tuple(known.get(id(p), _FOREIGN) for p in group["params"]) for group in optimizer.param_groups)
+        tuple(tuple(known.get(id(p), FOREIGN) for p in group["params"]) for group in optimizer.param_groups)
         for optimizer in optimizers
     )
 
@@ -46,7 +47,7 @@ def coverage_of(optimizers: Sequence[Any], module: nn.Module) -> Coverage:
     owners = Counter(identity for o in optimizers for identity in dict.fromkeys(id(p) for p in parameters_of(o)))
     return Coverage(
         unassigned=tuple(n for n, p in module.named_parameters() if p.requires_grad and id(p) not in owners),
-        shared=tuple(known.get(identity, _FOREIGN) for identity, count in owners.items() if count > 1),
+        shared=tuple(known.get(identity, FOREIGN) for identity, count in owners.items() if count > 1),
         frozen=tuple(n for n, p in module.named_parameters() if not p.requires_grad and id(p) in owners),
         foreign=sum(identity not in known for identity in owners),
     )

@@ -53,6 +53,10 @@ class ManualOptimization:
         precision: autocast is left for backward and update, and entered again in closures.
         no_sync: context of micro-batches that only accumulate, or None if gradients are not reduced.
         batches_left: batches of the epoch from the current one on; an epoch's last window closes with it.
+
+    Attributes:
+        turns: see above.
+        tells: whether ``manual_backward`` was called, so that turns know about their gradients.
     """
 
     def __init__(
@@ -68,6 +72,7 @@ class ManualOptimization:
         batches_left: Callable[[], float] = lambda: math.inf,
     ) -> None:
         self.turns = turns
+        self.tells = False
         self._updates = updates
         self._calls = calls
         self._clocks = clocks
@@ -96,6 +101,12 @@ class ManualOptimization:
         finally:
             self._state.hook = before
         return _outputs(output)
+
+    def observe(self) -> None:
+        """From now on run ``training_step`` without backward and updates; closures are evaluated."""
+        self._calls = self._calls.without_backward()
+        for turn in self.turns:
+            turn.handle._perform = _only_evaluate
 
     def step(self, turn: Turn, closure: Callable[[], Any] | None, **kwargs: Any) -> Any:
         """``optimizer.step()`` as the user calls it; counts for ``global_step``."""
@@ -126,6 +137,7 @@ class ManualOptimization:
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """``manual_backward``: the loss's share of its window, scaled, hooks, backward."""
         calls, scale = self._calls, self._precision.loss_scale
+        self.tells = True
         for turn in self.turns:
             turn.is_fresh = True
         if self._open_window is not None:
@@ -237,6 +249,11 @@ class ManualOptimization:
         window.is_open = False
         window.restart()
 
+    @property
+    def keeps_gradients(self) -> bool:
+        """Whether there are gradients that no step has used, as far as is known."""
+        return not self.tells or any(turn.is_fresh or turn.window.is_open for turn in self.turns)
+
     def make_clippable(self, optimizer: Any) -> None:
         """Make the gradients of an optimizer what they will be in its step, before the user clips them."""
         turn = self.turns.find(optimizer)
@@ -277,6 +294,10 @@ class ManualOptimization:
 
 
 _NOTHING = nullcontext()
+
+
+def _only_evaluate(closure: Callable[[], Any] | None, **_: Any) -> Any:
+    return None if closure is None else closure()
 
 
 def _outputs(output: Any) -> dict[str, Any]:

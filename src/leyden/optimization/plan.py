@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 
+from leyden import optimization as lazily
 from leyden.errors import (
     InvalidTypeError,
     InvalidValueError,
@@ -21,7 +22,6 @@ from leyden.errors import (
 from leyden.optimization.coverage import Coverage, GroupNames, coverage_of, group_names
 from leyden.optimization.joint import Joint, members_of
 from leyden.optimization.optimizer import NoOptimizer, is_handle, unwrap
-from leyden.optimization.plan_table import plan_table
 from leyden.optimization.schedulers import LRSchedulerConfig, is_plateau
 
 _FORMS = """configure_optimizers may return
@@ -76,7 +76,7 @@ class Plan:
         return coverage_of(self.optimizers, self.module)
 
     def __str__(self) -> str:
-        return plan_table(self)
+        return lazily.table_of(self)
 
 
 def build_plan(

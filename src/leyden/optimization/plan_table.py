@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _SHOWN = 3
 
 
-def plan_table(plan: Plan) -> str:
+def table_of(plan: Plan) -> str:
     """One row per optimizer (and per member of a Joint), then clipping, accumulation and what is odd."""
     from tabulate import tabulate
 

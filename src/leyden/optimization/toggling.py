@@ -70,6 +70,16 @@ class Toggler:
             self.untoggle(self._stack[-1].optimizer)
         return were_any
 
+    def frames(self) -> list[tuple[int, list[tuple[Parameter, bool]], list[tuple[Parameter, bool]]]]:
+        """The toggles that are on: position of the optimizer; foreign and own parameters with what they had before."""
+        position = {id(optimizer): index for index, optimizer in enumerate(self._optimizers)}
+        known = [frame for frame in self._stack if id(frame.optimizer) in position]
+        return [(position[id(frame.optimizer)], frame.foreign, frame.own) for frame in known]
+
+    def load_frames(self, frames: Sequence[tuple[int, list[Any], list[Any]]]) -> None:
+        """Take toggles over that are on already."""
+        self._stack = [_Frame(self._optimizers[index], foreign, own) for index, foreign, own in frames]
+
     def by_index(self, index: int) -> Any:
         """The optimizer at ``index``; 1.x untoggles by index.
 

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from leyden.errors import InvalidValueError, warn
 from leyden.precision.base import Precision
 from leyden.precision.full import FullPrecision
-from leyden.precision.half import HalfPrecision
-from leyden.precision.mixed import MixedPrecision
+
+if TYPE_CHECKING:
+    from leyden.precision.half import HalfPrecision
+    from leyden.precision.mixed import MixedPrecision
 
 __all__ = ["FullPrecision", "HalfPrecision", "MixedPrecision", "Precision", "build_precision"]
+
+_HOMES = {"HalfPrecision": "leyden.precision.half", "MixedPrecision": "leyden.precision.mixed"}
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'leyden.precision' has no attribute {name!r}")
+    return getattr(importlib.import_module(home), name)
+
 
 _SPELLINGS: dict[Any, str] = {
     None: "32-true",
@@ -48,5 +61,5 @@ def build_precision(name: Any, *, device_type: str) -> Precision:
         warn("'16-mixed' needs a GPU; on the CPU 'bf16-mixed' is used", code="precision-cpu")
         meant = "bf16-mixed"
     if meant.endswith("-mixed"):
-        return MixedPrecision(meant, device_type)
-    return FullPrecision() if meant == "32-true" else HalfPrecision(meant)
+        return __getattr__("MixedPrecision")(meant, device_type)  # type: ignore[no-any-return]
+    return FullPrecision() if meant == "32-true" else __getattr__("HalfPrecision")(meant)

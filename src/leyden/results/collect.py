@@ -13,7 +13,7 @@ What can be seen changes with the phase:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -46,10 +46,12 @@ class Results:
         reduce: ``reduce(tensor, op, group)`` over processes; None in a run of a single process.
         views: the run's dictionaries of metrics, shared by its stages; by default fresh ones.
         rules: which hook may log what.
+        metrics: returns the metric objects of the module by name, for checkpoints.
 
     Attributes:
         training: see above.
         views: see above.
+        logs_by_step: whether anything is logged on_step, so that there may be a row for a step.
 
     >>> results = Results(training=True)
     >>> results.log("training_step", "loss", 1.0, on_epoch=True, batch_size=2)
@@ -66,10 +68,12 @@ class Results:
         "_closed",
         "_dataloader_idx",
         "_entries",
+        "_metrics",
         "_reduce",
         "_rules",
         "_several_loaders",
         "_stepping",
+        "logs_by_step",
         "training",
         "views",
     )
@@ -82,12 +86,15 @@ class Results:
         reduce: Reduce | None = None,
         views: Views | None = None,
         rules: Mapping[str, LogRule] = LOGGING,
+        metrics: Callable[[], dict[str, Any]] = dict,
     ) -> None:
         self.training = training
+        self.logs_by_step = False
         self.views = Views() if views is None else views
         self._several_loaders = several_loaders
         self._reduce = reduce
         self._rules = rules
+        self._metrics = metrics
         self._batch: Any = None
         self._batch_size: int | None = None
         self._stepping = False
@@ -210,12 +217,12 @@ class Results:
         self.publish()
         return self.views.progress_bar
 
-    def step_metrics(self) -> dict[str, Tensor]:
+    def step_metrics(self) -> dict[str, Number]:
         """A logger's row for this step: last values of what the current loader logs on_step."""
-        row: dict[str, Tensor] = {}
+        row: dict[str, Number] = {}
         for entry in self._entries.values():
             if entry.fresh and entry.on_step and entry.options.logger:
-                value = entry.step_value()
+                value = entry.step_number()
                 if value is not None:
                     row[entry.step_key] = value
         return row
@@ -260,27 +267,37 @@ class Results:
         self._stepping = False
 
     def state_dict(self) -> dict[str, Any]:
-        """The epoch so far, in plain types, for a checkpoint in the middle of it. Reads from the device.
+        """The epoch so far, in plain types and tensors, for a checkpoint in the middle of it. Reads from the device.
 
-        Metric objects are left out: their state belongs to the module that holds them.
+        Metric objects are told by their name in the module, and keep their states themselves; what is logged with any
+        others is left out.
         """
+        names = {id(metric): name for name, metric in self._metrics().items()}
         return {
+            "stepping": self._stepping,
+            "dataloader_idx": self._dataloader_idx,
+            "closed": {index: dict(row) for index, row in self._closed.items()},
             "entries": [
-                {"hook": hook, "name": name, "dataloader_idx": index, **entry.state_dict()}
+                {"hook": hook, "name": name, "dataloader_idx": index, "metric": names.get(id(entry.metric))}
+                | entry.state_dict()
                 for index, entries in self._by_loader.items()
                 for (hook, name), entry in entries.items()
-                if entry.fresh and entry.metric is None
-            ]
+                if entry.fresh and (entry.metric is None or id(entry.metric) in names)
+            ],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on in the epoch whose ``state_dict`` this is."""
+        self._stepping, metrics = state["stepping"], self._metrics()
+        self._closed = {index: dict(row) for index, row in state.get("closed", {}).items()}
         for saved in state["entries"]:
-            entries = self._by_loader.setdefault(saved["dataloader_idx"], {})
             options = Options(**saved["options"])
             entry = self._build(saved["hook"], saved["name"], None, options, saved["dataloader_idx"])
             entry.load_state_dict(saved)
-            entries[entry.hook, entry.name] = entry
+            entry.metric = metrics.get(saved.get("metric"))
+            self._by_loader.setdefault(saved["dataloader_idx"], {})[entry.hook, entry.name] = entry
+        self._dataloader_idx = state.get("dataloader_idx")
+        self._entries = self._by_loader.setdefault(self._dataloader_idx, {})
 
     def _take_over(self) -> None:
         """Another stage begins to write: what the one before has not shown yet comes first."""
@@ -339,10 +356,11 @@ class Results:
         options = resolve_options(hook, name, given, rule)
         entry = self._entries.get((hook, name))
         if entry is None or entry.given is None:
-            restored = None if entry is None else entry.state_dict()
+            restored = entry
             entry = self._new_entry(hook, name, given, options)
             if restored is not None:
-                entry.load_state_dict(restored)
+                entry.load_state_dict(restored.state_dict())
+                entry.metric = restored.metric
         else:
             check_same(hook, name, entry.options, options)
             entry.given = given  # equal in effect: torch.mean for "mean", on_step=True where it is the default
@@ -367,6 +385,7 @@ class Results:
         self, hook: str, name: str, given: Options | None, options: Options, dataloader_idx: int | None
     ) -> Entry:
         suffixed = options.add_dataloader_idx and dataloader_idx is not None
+        self.logs_by_step = self.logs_by_step or bool(options.on_step)
         synced = options.sync_dist and not options.rank_zero_only
         return Entry(
             hook,

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TypeGuard
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from leyden.errors import InvalidValueError
 from leyden.results.options import Options, unloggable, wrong_shape
@@ -16,6 +16,9 @@ from leyden.results.reduce import Number, build_reduction
 #: ``reduce(tensor, op, group)`` over processes: a tensor of shape ``()``, op "mean", "sum", "min" or "max".
 #: It may work in place, and moves to its own device what it must.
 Reduce = Callable[[Tensor, str, Any], Tensor]
+
+#: Counts of calls in a ``torchmetrics.Metric``, which say how values are merged.
+_COUNTS = ("_update_count", "_num_vals_seen")
 
 
 class MetricObject(Protocol):
@@ -144,6 +147,11 @@ class Entry:
         """The last value as a tensor of shape ``()``; None if a metric object has none for this step."""
         return None if self.last is None else self._tensor(self.last)
 
+    def step_number(self) -> Number | None:
+        """The same for a logger's row: a Python number, where that says the same as the tensor made from it."""
+        exact = type(self.last) is float and isinstance(self.source, torch.dtype)
+        return self.last if exact else self.step_value()
+
     def epoch_value(self) -> Tensor:
         """The value of the epoch so far, a tensor of shape ``()``."""
         if self.settled is not None:
@@ -175,11 +183,12 @@ class Entry:
             self.metric.reset()
 
     def state_dict(self) -> dict[str, Any]:
-        """What the epoch has so far, in plain types. A metric object keeps its own state."""
+        """What the epoch has so far, in plain types and tensors. A metric object keeps its own state."""
+        is_plain = self.metric is None and isinstance(self.last, Tensor)
         return {
             "options": self.options._replace(sync_dist_group=None)._asdict(),
             "dtype": "float64" if self._dtype is torch.float64 else "float32",
-            "last": self.last.item() if isinstance(self.last, Tensor) else self.last,
+            "last": self.last.item() if is_plain else self.last,  # type: ignore[union-attr]
             "reduction": self.reduction.state(),
         }
 
@@ -245,6 +254,34 @@ def is_metric(value: object) -> TypeGuard[MetricObject]:
     if isinstance(value, Tensor | float | int) or hasattr(value, "items"):  # a MetricCollection has items
         return False
     return all(callable(getattr(value, method, None)) for method in ("update", "compute", "reset"))
+
+
+def metric_objects(module: nn.Module) -> dict[str, nn.Module]:
+    """The metric objects that a module holds, by name, those inside of others included."""
+    return {name: part for name, part in module.named_modules() if "_defaults" in vars(part)}
+
+
+def states_of(metrics: Mapping[str, nn.Module]) -> dict[str, dict[str, Any]]:
+    """What metric objects have accumulated: no part of a module's ``state_dict``."""
+    states = {}
+    for name, metric in metrics.items():
+        values = vars(metric)
+        kept = [key for key in values if key in values["_defaults"] or isinstance(values[key], Tensor)]
+        states[name] = {key: _copy(values[key]) for key in (*kept, *(key for key in _COUNTS if key in values))}
+    return states
+
+
+def load_states(metrics: Mapping[str, Any], states: Mapping[str, Mapping[str, Any]]) -> None:
+    """Give metric objects back what :func:`states_of` has returned, on their devices."""
+    for name in states.keys() & metrics.keys():
+        for key, value in states[name].items():
+            setattr(metrics[name], key, _copy(value, metrics[name].device))
+
+
+def _copy(value: Any, device: torch.device | None = None) -> Any:
+    if isinstance(value, list):
+        return [_copy(part, device) for part in value]
+    return value.detach().to(device or value.device, copy=True) if isinstance(value, Tensor) else value
 
 
 def _python_number(value: Any) -> float | None:

@@ -6,7 +6,7 @@ from typing import Any, Final, NamedTuple
 
 from torch import Tensor
 
-from leyden.errors import InvalidTypeError, InvalidValueError, MisconfigurationException
+from leyden.errors import InvalidTypeError, InvalidValueError, MisconfigurationException, warn
 from leyden.hooks.events import LogRule
 from leyden.results.reduce import Number, reduction_name
 
@@ -32,8 +32,40 @@ class Options(NamedTuple):
     rank_zero_only: bool
 
 
+_FIRST_ERA_OPTIONS: Final = frozenset({"tbptt_reduce_fx", "tbptt_pad_token", "sync_dist_op"})
 _OPTIONAL: Final = frozenset({"logger", "on_step", "on_epoch"})
 _BOOLEAN: Final = frozenset({"prog_bar", "enable_graph", "sync_dist", "add_dataloader_idx", "rank_zero_only"})
+
+
+def known_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Options of ``log`` as this version knows them; those of 1.5 are dropped with a warning."""
+    if not options or not _FIRST_ERA_OPTIONS.intersection(options):
+        return options
+    options = dict(options)
+    for name in _FIRST_ERA_OPTIONS.intersection(options):
+        value = options.pop(name)
+        warn(
+            f"self.log(..., {name}=...) is an option of 1.5 and has no effect",
+            code="log-old-option",
+            category=DeprecationWarning,
+            stacklevel=4,
+        )
+        if name == "sync_dist_op" and value is not None:
+            options.setdefault("reduce_fx", value)
+    return options
+
+
+def check_options(name: str, options: dict[str, Any]) -> None:
+    """Say which option of ``log`` there is not.
+
+    Raises:
+        InvalidTypeError: naming it, and those that there are (``log-option``).
+    """
+    known = {*Options._fields, "batch_size"}
+    for option in options.keys() - known - _FIRST_ERA_OPTIONS:
+        raise InvalidTypeError(
+            f"self.log({name!r}, ...) has no option {option!r}; it has {', '.join(sorted(known))}", code="log-option"
+        )
 
 
 def resolve_options(hook: str, name: str, given: Options, rule: LogRule) -> Options:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 import os
 import sys
 import time
@@ -13,13 +12,16 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from leyden.callbacks.progress.notebook import COLUMNS, NotebookOutput, in_notebook
+
 _BAR: Final = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]"
-_SHORT: Final = "{desc}{n_fmt}/{total_fmt} {rate_noinv_fmt}{postfix}"
+#: What is tried one after the other where there is no room for a bar of 10 characters.
+_SHORTER: Final = ("{desc}{n_fmt}/{total_fmt} {rate_noinv_fmt}{postfix}", "{desc}{n_fmt}/{total_fmt}{postfix}")
 
 
 def is_interactive(stream: Any) -> bool:
     """Whether a line on ``stream`` can be drawn over: a terminal or a notebook, not a file or a pipe."""
-    if "ipykernel" in sys.modules:
+    if in_notebook():
         return True
     try:
         return bool(stream.isatty())
@@ -30,33 +32,55 @@ def is_interactive(stream: Any) -> bool:
 @functools.cache
 def tqdm_class() -> Any:
     """The class of our bars: tqdm without its thread, with metrics of constant width, never too wide."""
-    in_notebook = "ipykernel" in sys.modules and importlib.util.find_spec("ipywidgets") is not None
-    # here, so that runs without a bar do not load it
-    base: Any = importlib.import_module("tqdm.notebook" if in_notebook else "tqdm.std").tqdm
-
+    from tqdm.std import tqdm  # here, so that runs without a bar do not load it
     from tqdm.utils import disp_len
 
-    class Tqdm(base):  # type: ignore[misc]
-        """A bar that is drawn when it is told to."""
+    class Tqdm(tqdm):  # type: ignore[type-arg]
+        """A bar that is drawn when it is told to, in a terminal or in ``output``, a notebook's."""
 
+        postfix: Any
         monitor_interval = 0  # seconds after which tqdm's thread would draw a bar that has not moved
+
+        def __init__(self, *args: Any, output: NotebookOutput | None = None, **kwargs: Any) -> None:
+            self.output = output
+            super().__init__(*args, **kwargs)  # which draws
 
         @staticmethod
         def format_num(number: Any) -> str:
             """A number in the postfix."""
             return with_digits(number)
 
-        if not in_notebook:
+        def display(self, msg: str | None = None, pos: int | None = None) -> Any:
+            """Draw within the terminal as it is now, leaving out what there is no room for."""
+            columns, self.nrows = terminal_size(self.fp) if self.output is None else (COLUMNS, 24)
+            self.ncols = None  # which makes the bar 10 characters long
+            metrics = self.postfix
+            for self.bar_format in (_BAR, *_SHORTER):
+                if disp_len(str(self)) < columns:
+                    break
+            while self.postfix and disp_len(str(self)) >= columns:
+                self.postfix = self.postfix.rpartition(", ")[0]  # half a number would be another one
+            self.ncols = columns - 1  # the last column would break the line on some terminals
+            try:
+                if self.output is None:
+                    return super().display(msg, pos)
+                self.output.show_row(self, str(self))
+            finally:
+                self.postfix = metrics
 
-            def display(self, msg: str | None = None, pos: int | None = None) -> Any:
-                """Draw within the terminal as it is now; without the bar if there is no room for its least."""
-                columns, self.nrows = terminal_size(self.fp)
-                self.ncols = None  # which makes the bar 10 characters long
-                self.bar_format = _BAR
-                if disp_len(str(self)) >= columns:
-                    self.bar_format = _SHORT
-                self.ncols = columns - 1  # the last column would break the line on some terminals
-                return super().display(msg, pos)
+        def clear(self, nolock: bool = False) -> None:
+            """Make room for a printed line, which a notebook has anyway."""
+            if self.output is None:
+                super().clear(nolock)
+
+        def close(self) -> None:
+            """Leave the screen."""
+            if self.output is None or self.disable:
+                super().close()
+                return
+            self.disable = True
+            self._decr_instances(self)  # type: ignore[attr-defined]
+            self.output.show_row(self, str(self) if self.leave else None)
 
     return Tqdm
 
@@ -79,16 +103,20 @@ def with_digits(value: Any) -> str:
     return f"{value:#.3g}".rstrip(".") if isinstance(value, float) else str(value)
 
 
-def build_bar(*, description: str, total: float | None, position: int, leave: bool) -> Any:
-    """A tqdm bar on standard output.
+def build_bar(
+    *, description: str, total: float | None, position: int, leave: bool, output: NotebookOutput | None = None
+) -> Any:
+    """A tqdm bar on standard output, or in a notebook.
 
     Args:
         description: text in front.
         total: number of steps; None or inf if unknown.
         position: row below the current one.
         leave: whether it stays on the screen when it is closed.
+        output: where it is drawn in a notebook.
     """
     return tqdm_class()(
+        output=output,
         desc=f"{description}: ",  # as set_description does
         total=finite(total),
         position=position,

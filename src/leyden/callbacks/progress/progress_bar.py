@@ -71,6 +71,12 @@ class ProgressBar(Callback):
         return "Training"
 
     @property
+    def epoch_description(self) -> str:
+        """Text in front of an epoch's bar: its index, and the fit's limits that are not counted in epochs or steps."""
+        limits = " or ".join(map(str, self.trainer.fit_loop.limits.most.values()))
+        return f"Epoch {self.trainer.current_epoch}" + (f" (limit: {limits})" if limits else "")
+
+    @property
     def validation_description(self) -> str:
         """Text in front of a validation's bar."""
         return "Validation"
@@ -144,7 +150,7 @@ class ProgressBar(Callback):
         """
         metrics: dict[str, int | str | float | dict[str, float]] = {}
         version = _version(trainer.loggers)
-        if version is not None:
+        if version not in (None, ""):
             metrics["v_num"] = version
         if self._reads_late:
             metrics.update(self._reader.read(trainer.progress_bar_tensors))

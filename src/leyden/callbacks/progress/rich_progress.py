@@ -7,16 +7,22 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from leyden.callbacks.progress.drawing import finite
+from leyden.callbacks.progress.notebook import NotebookOutput, in_notebook
 from leyden.callbacks.progress.tqdm_progress import TQDMProgressBar
 from leyden.errors import MissingExtraError
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.progress import Progress
+    from rich.progress import Progress, ProgressColumn
     from rich.style import Style
+
+
+#: Columns that are left out where there is no room, one after the other.
+_DISPENSABLE: Final = ("bar", "time", "speed")
+_LEAST_BAR: Final = 10
 
 
 @dataclass(frozen=True)
@@ -51,7 +57,8 @@ class RichProgressBarTheme:
 class RichProgressBar(TQDMProgressBar):
     """The default bar in colours: ``pip install 'leyden[rich]'``.
 
-    It is drawn when the default bar would be drawn, and writes the same lines where nothing can be drawn.
+    It is drawn when the default bar would be drawn, and writes the same lines where nothing can be drawn. In a narrow
+    terminal numbers go before the bar.
 
     Args:
         refresh_rate: batches between two drawings; 0 shows nothing. The clock limits all the same.
@@ -83,24 +90,24 @@ class RichProgressBar(TQDMProgressBar):
 
     def print(self, *args: Any, sep: str = " ", **kwargs: Any) -> None:
         """Print a line above the bars."""
-        if self._screen is None or not self._screen.bars:
+        if self._screen is None or not self._screen.bars or self._screen.output is not None:
             print(*args, sep=sep, **kwargs)
         else:
             text = sep.join(map(str, args))
             self._screen.console.print(text, markup=False, highlight=False, soft_wrap=True, **kwargs)
 
     def _draws(self) -> bool:
-        if not self.is_enabled:
-            return False
-        if self._screen is None:
-            self._screen = _Screen(self.theme, self._console_kwargs)
-        console = self._screen.console
-        return console.is_terminal or console.is_jupyter
+        return self.is_enabled and (self._open().console.is_terminal or in_notebook())
 
     def _build(self, description: str, total: float, *, leave: bool = False) -> Any:
+        return _Bar(self._open(), description, total, leave=leave)
+
+    def _open(self) -> _Screen:
         if self._screen is None:
             self._screen = _Screen(self.theme, self._console_kwargs)
-        return _Bar(self._screen, description, total, leave=leave)
+        if in_notebook() and self._screen.output is not self._output:
+            self._screen.output, self._screen.progress = self._output, None
+        return self._screen
 
 
 class _Screen:
@@ -112,15 +119,43 @@ class _Screen:
         self.theme = theme
         self.console: Console = Console(**console_kwargs)
         self.bars: list[_Bar] = []
+        self.columns = self._build_columns()
         self.progress: Progress | None = None
+        self.output: NotebookOutput | None = None  # rich itself would need widgets for it
 
     def add(self, bar: _Bar) -> Any:
         """Make room for a bar; returns rich's number of it."""
+        from rich.progress import Progress
+
         if self.progress is None:
-            self.progress = self._build()
-            self.progress.start()
+            # no thread: the callback says when to draw
+            self.progress = Progress(*self.columns.values(), console=self.console, auto_refresh=False)
+            if self.output is None:
+                self.progress.start()
         self.bars.append(bar)
-        return self.progress.add_task(bar.description, total=finite(bar.total), **bar.fields())
+        return self.progress.add_task("", total=finite(bar.total), visible=False)  # which draws
+
+    def draw(self) -> None:
+        """Draw all bars, with the columns that there is room for."""
+        if self.progress is None:
+            return
+        texts: dict[_Bar, dict[str, Any]] = {bar: bar.texts() for bar in self.bars}
+        widths = {name: max((len(text[name]) for text in texts.values()), default=0) for name in self.columns}
+        names = list(self.columns)
+        for name in _DISPENSABLE:
+            if sum(widths[name] + 1 for name in names) - 1 <= self.console.width:
+                break
+            names.remove(name)
+        room = self.console.width - sum(widths[name] + 1 for name in names if name != "metrics")
+        self.progress.columns = tuple(self.columns[name] for name in names)
+        for bar, fields in texts.items():
+            fields["metrics"] = bar.metrics_within(room)
+            self.progress.update(bar.task, completed=bar.n, total=finite(bar.total), visible=True, **fields)
+        if self.output is None:
+            self.progress.refresh()
+        else:
+            progress: Any = self.progress
+            self.output.show(progress._repr_mimebundle_((), ()))
 
     def remove(self, bar: _Bar) -> None:
         """Take a bar off the screen, unless it is to stay."""
@@ -129,33 +164,33 @@ class _Screen:
         self.bars.remove(bar)
         if not bar.leave:
             self.progress.remove_task(bar.task)
-        if not self.bars:
+            self.draw()
+        if not self.bars and self.output is None:
             self.progress.live.transient = not self.progress.tasks
             self.progress.stop()
             self.progress = None
 
-    def _build(self) -> Progress:
-        from rich.progress import BarColumn, Progress, TextColumn
+    def _build_columns(self) -> dict[str, ProgressColumn]:
+        from rich.progress import BarColumn, TextColumn
 
         theme = self.theme
-
-        def text(field: str, style: Any) -> TextColumn:
-            return TextColumn(f"{{task.{field}}}", style=style, markup=False)
-
-        return Progress(
-            text("description", theme.description),
-            BarColumn(
-                complete_style=theme.progress_bar,
-                finished_style=theme.progress_bar_finished,
-                pulse_style=theme.progress_bar_pulse,
-            ),
-            text("fields[batches]", theme.batch_progress),
-            text("fields[time]", theme.time),
-            text("fields[speed]", theme.processing_speed),
-            text("fields[metrics]", theme.metrics),
-            console=self.console,
-            auto_refresh=False,  # no thread: the callback says when to draw
+        styles = {
+            "title": theme.description,
+            "bar": "",
+            "batches": theme.batch_progress,
+            "time": theme.time,
+            "speed": theme.processing_speed,
+            "metrics": theme.metrics,
+        }
+        columns: dict[str, ProgressColumn] = {
+            name: TextColumn(f"{{task.fields[{name}]}}", style=style, markup=False) for name, style in styles.items()
+        }
+        columns["bar"] = BarColumn(
+            complete_style=theme.progress_bar,
+            finished_style=theme.progress_bar_finished,
+            pulse_style=theme.progress_bar_pulse,
         )
+        return columns
 
 
 class _Bar:
@@ -168,7 +203,7 @@ class _Bar:
         self.leave = leave
         self.n = self.last_print_n = 0
         self.start_t = self.last_print_t = time.time()
-        self.metrics = ""
+        self.metrics: list[str] = []
         self.task = screen.add(self)
         self.refresh()
 
@@ -178,11 +213,11 @@ class _Bar:
 
     def set_postfix(self, metrics: Mapping[str, Any], refresh: bool = True) -> None:
         """Change the values behind."""
-        theme = self.screen.theme
-        self.metrics = theme.metrics_text_delimiter.join(
-            f"{name}: {value:{theme.metrics_format}}" if isinstance(value, float) else f"{name}: {value}"
+        form = self.screen.theme.metrics_format
+        self.metrics = [
+            f"{name}: {value:{form}}" if isinstance(value, float) else f"{name}: {value}"
             for name, value in metrics.items()
-        )
+        ]
 
     def update(self, steps: int) -> bool:
         """Move on, and draw."""
@@ -192,26 +227,33 @@ class _Bar:
 
     def refresh(self) -> None:
         """Draw."""
-        progress = self.screen.progress
-        if progress is not None:
-            total = finite(self.total)
-            progress.update(self.task, description=self.description, completed=self.n, total=total, **self.fields())
-            progress.refresh()
+        self.screen.draw()
 
     def close(self) -> None:
         """Leave the screen."""
         self.screen.remove(self)
 
-    def fields(self) -> dict[str, Any]:
-        """The texts behind the bar."""
+    def metrics_within(self, room: int) -> str:
+        """As many of the metrics as fit into so many characters."""
+        text = ""
+        for count in range(len(self.metrics), 0, -1):
+            text = self.screen.theme.metrics_text_delimiter.join(self.metrics[:count])
+            if len(text) <= room:
+                return text
+        return ""
+
+    def texts(self) -> dict[str, str]:
+        """What stands in the columns."""
         seconds, total = max(time.time() - self.start_t, 0.0), finite(self.total)
         speed = self.n / seconds if seconds > 0 else 0.0
         left = "-:--:--" if total is None or not speed else _clock((total - self.n) / speed)
         return {
+            "title": self.description,
+            "bar": " " * _LEAST_BAR,
             "batches": f"{self.n}/{'--' if total is None else total}",
             "time": f"{_clock(seconds)} / {left}",
             "speed": f"{speed:.2f}it/s",
-            "metrics": self.metrics,
+            "metrics": self.screen.theme.metrics_text_delimiter.join(self.metrics),
         }
 
 

@@ -18,6 +18,7 @@ from leyden.callbacks.progress.drawing import (
     tqdm_class,
     with_digits,
 )
+from leyden.callbacks.progress.notebook import NotebookOutput, in_notebook
 from leyden.callbacks.progress.progress_bar import ProgressBar
 from leyden.errors import InvalidValueError, OrderError
 
@@ -37,7 +38,7 @@ class TQDMProgressBar(ProgressBar):
     On a terminal and in a notebook it is drawn ten times a second at most, however short steps and epochs are, and
     less often where drawing is slow: a tenth of the time may go into it. Values that live on a GPU are shown one
     drawing late, except at the end of an epoch, so that no step waits for the device. In a file or a pipe it is one
-    plain line per epoch.
+    plain line per epoch; in a notebook it is one output that is written over, for which it needs no widgets.
 
     Args:
         refresh_rate: batches between two drawings; 0 shows nothing. The clock limits all the same.
@@ -72,6 +73,8 @@ class TQDMProgressBar(ProgressBar):
         self._epoch_started = 0.0
         self._is_drawn = True  # whether the screen shows the end of the epoch
         self._eval_bar: Any = None
+        self._output = NotebookOutput()
+        self._aside = 0.0  # seconds of this epoch's validations
         self._eval_kind = ""
         self._build_eval: Callable[[], Any] | None = None
         self._eval_batches = 0  # of all loaders
@@ -81,8 +84,9 @@ class TQDMProgressBar(ProgressBar):
 
     def __getstate__(self) -> dict[str, Any]:
         # bars hold streams and locks, and belong to a run; a copy has the settings
-        of_a_run = {"_train_bar": None, "_eval_bar": None, "_build_eval": None, "_trainer": None}
-        return {**self.__dict__, **of_a_run, "_reader": LateReader(), "_due": math.inf}
+        of_a_run = dict.fromkeys(("_train_bar", "_eval_bar", "_build_eval", "_trainer"))
+        fresh = {"_reader": LateReader(), "_output": NotebookOutput(), "_due": math.inf}
+        return {**self.__dict__, **of_a_run, **fresh}
 
     @property
     def refresh_rate(self) -> int:
@@ -125,7 +129,7 @@ class TQDMProgressBar(ProgressBar):
 
     def init_train_tqdm(self) -> Any:
         """The bar of an epoch of training; override it for another."""
-        return self._build(f"Epoch {self.trainer.current_epoch}", self.total_train_batches, leave=True)
+        return self._build(self.epoch_description, self.total_train_batches, leave=True)
 
     def init_validation_tqdm(self) -> Any:
         """The bar of a validation, below the epoch's in a fit; override it for another."""
@@ -157,7 +161,7 @@ class TQDMProgressBar(ProgressBar):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A new row for the epoch, or the old one anew."""
-        self._batches = 0
+        self._batches, self._aside = 0, 0.0
         self._epoch_started = time.monotonic()
         if not self._draws():
             return
@@ -166,7 +170,7 @@ class TQDMProgressBar(ProgressBar):
             self._pay(self._epoch_started)
         else:
             restart(self._train_bar, self.total_train_batches)
-            self._train_bar.set_description(f"Epoch {trainer.current_epoch}", refresh=False)
+            self._train_bar.set_description(self.epoch_description, refresh=False)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -220,11 +224,13 @@ class TQDMProgressBar(ProgressBar):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The row goes; its values move up to the epoch's."""
+        seconds = time.monotonic() - self._eval_started
+        self._aside += seconds
         if self._train_bar is None:
             self._end_eval(self.validation_description if self._stage == "validate" else "")
             return
         self._close_eval()
-        leave_out(self._train_bar, time.monotonic() - self._eval_started)
+        leave_out(self._train_bar, seconds)
         if time.monotonic() >= self._due:
             self._draw_train(trainer, pl_module, late=True)
 
@@ -283,7 +289,8 @@ class TQDMProgressBar(ProgressBar):
 
     def _build(self, description: str, total: float, *, leave: bool = False) -> Any:
         row = 2 * self._process_position + (self._train_bar is not None)
-        return build_bar(description=description, total=total, position=row, leave=leave)
+        output = self._output if in_notebook() else None
+        return build_bar(description=description, total=total, position=row, leave=leave, output=output)
 
     def _draw_train(self, trainer: Trainer, pl_module: LightningModule, *, late: bool) -> None:
         start = time.monotonic()
@@ -360,21 +367,21 @@ class TQDMProgressBar(ProgressBar):
         if self._eval_bar is not None:
             self._move(self._eval_bar, self._loader_batches, time.monotonic())
         elif description and self.is_enabled:
-            self._write_line(description, self._eval_batches, None, self._eval_started, {})
+            self._write_line(description, self._eval_batches, None, time.monotonic() - self._eval_started)
         self._close_eval()
 
     def _write_epoch(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        metrics = self.get_metrics(trainer, pl_module)
+        values = "".join(f", {name}={with_digits(v)}" for name, v in self.get_metrics(trainer, pl_module).items())
         total = self.total_train_batches
-        self._write_line(f"Epoch {trainer.current_epoch}", self._batches, total, self._epoch_started, metrics)
+        self._write_line(
+            self.epoch_description, self._batches, total, time.monotonic() - self._epoch_started, values, self._aside
+        )
 
     def _write_line(
-        self, description: str, batches: int, total: float | None, started: float, metrics: dict[str, Any]
+        self, description: str, batches: int, total: float | None, seconds: float, values: str = "", aside: float = 0.0
     ) -> None:
-        seconds = time.monotonic() - started
         of = "" if finite(total) is None else f"/{finite(total)}"
-        speed = f" ({batches / seconds:.2f} it/s)" if seconds > 0 else ""
-        values = "".join(f", {name}={with_digits(value)}" for name, value in metrics.items())
+        speed = f" ({batches / (seconds - aside):.2f} it/s)" if seconds > aside else ""
         print(f"{description}: {batches}{of} in {seconds:.1f} s{speed}{values}", flush=True)
 
     def _existing(self, bar: Any, name: str) -> Any:
@@ -394,3 +401,4 @@ class TQDMProgressBar(ProgressBar):
         self._close_eval()
         if bar is not None:
             bar.close()
+        self._output = NotebookOutput()  # the next run may be another cell's

@@ -1,0 +1,87 @@
+"""Checkpoints: the file, what is in it, and how a run goes on from one. Loaded when the first one is asked for."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from leyden.checkpoint.background import Writer
+    from leyden.checkpoint.files import read_checkpoint
+    from leyden.checkpoint.find import find_checkpoint
+    from leyden.checkpoint.from_file import load_datamodule, load_module
+    from leyden.checkpoint.layout import dump
+    from leyden.checkpoint.position import mark
+    from leyden.checkpoint.progress import place_of
+    from leyden.checkpoint.restore import restore_module, restore_optimizers
+    from leyden.checkpoint.resume import Running, capture, check_limits, is_mid_step, restore_place, set_clocks
+    from leyden.checkpoint.switches import Switches, look_at
+    from leyden.checkpoint.versions import describe, rewind, take_up_version
+    from leyden.checkpoint.writing import copy_checkpoint, partial_file, rehearse, write_checkpoint
+
+__all__ = [
+    "Running",
+    "Switches",
+    "Writer",
+    "capture",
+    "check_limits",
+    "copy_checkpoint",
+    "describe",
+    "dump",
+    "find_checkpoint",
+    "is_mid_step",
+    "load_datamodule",
+    "load_module",
+    "look_at",
+    "mark",
+    "partial_file",
+    "place_of",
+    "read_checkpoint",
+    "rehearse",
+    "restore_module",
+    "restore_optimizers",
+    "restore_place",
+    "rewind",
+    "set_clocks",
+    "take_up_version",
+    "write_checkpoint",
+]
+
+_HOMES = {
+    "Running": "leyden.checkpoint.resume",
+    "Switches": "leyden.checkpoint.switches",
+    "Writer": "leyden.checkpoint.background",
+    "capture": "leyden.checkpoint.resume",
+    "check_limits": "leyden.checkpoint.resume",
+    "copy_checkpoint": "leyden.checkpoint.writing",
+    "describe": "leyden.checkpoint.versions",
+    "dump": "leyden.checkpoint.layout",
+    "find_checkpoint": "leyden.checkpoint.find",
+    "is_mid_step": "leyden.checkpoint.resume",
+    "load_datamodule": "leyden.checkpoint.from_file",
+    "load_module": "leyden.checkpoint.from_file",
+    "look_at": "leyden.checkpoint.switches",
+    "mark": "leyden.checkpoint.position",
+    "partial_file": "leyden.checkpoint.writing",
+    "place_of": "leyden.checkpoint.progress",
+    "read_checkpoint": "leyden.checkpoint.files",
+    "rehearse": "leyden.checkpoint.writing",
+    "restore_module": "leyden.checkpoint.restore",
+    "restore_optimizers": "leyden.checkpoint.restore",
+    "rewind": "leyden.checkpoint.versions",
+    "set_clocks": "leyden.checkpoint.resume",
+    "take_up_version": "leyden.checkpoint.versions",
+    "restore_place": "leyden.checkpoint.resume",
+    "write_checkpoint": "leyden.checkpoint.writing",
+}
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'leyden.checkpoint' has no attribute {name!r}")
+    return getattr(importlib.import_module(home), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

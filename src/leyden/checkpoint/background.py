@@ -1,0 +1,122 @@
+"""Checkpoints written in the background, from copies of the tensors, while the training goes on."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from os import PathLike
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from leyden.checkpoint.encoding import encode
+from leyden.checkpoint.writing import write_encoded
+
+
+class Writer:
+    """Writes checkpoints, one after the other. Its memory for copies, about the size of a file, is kept between them.
+
+    >>> writer = Writer()
+    >>> # writer.write({"state_dict": module.state_dict()}, "a.ckpt", asynchronous=True); ...; writer.wait()
+    """
+
+    def __init__(self) -> None:
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+        self._buffers = Buffers()
+
+    def write(
+        self,
+        checkpoint: Mapping[str, Any],
+        path: str | PathLike[str],
+        *,
+        asynchronous: bool = False,
+        then: Callable[[], Any] | None = None,
+    ) -> None:
+        """Write a checkpoint when the one before is written.
+
+        Args:
+            checkpoint: the state.
+            path: the file.
+            asynchronous: return when the state is copied; a thread writes it.
+            then: called when the file is durable; in that thread, if there is one.
+
+        Raises:
+            CheckpointError: this file could not be written, or the one before, which does not keep this one from it.
+        """
+        error = self._settle()
+        if asynchronous:
+            arguments = (self._buffers.snapshot(checkpoint), path, then)
+            self._thread = threading.Thread(target=self._run_aside, args=arguments, name="leyden-checkpoint")
+            self._thread.start()
+        else:
+            self._run(encode(checkpoint), path, then)
+        if error is not None:
+            raise error
+
+    def wait(self) -> None:
+        """Wait until the file that is being written is durable.
+
+        Raises:
+            CheckpointError: it could not be written; told once.
+        """
+        error = self._settle()
+        if error is not None:
+            raise error
+
+    def _settle(self) -> BaseException | None:
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        error, self._error = self._error, None
+        return error
+
+    def _run(self, content: Any, path: str | PathLike[str], then: Callable[[], Any] | None) -> None:
+        write_encoded(content, path)
+        if then is not None:
+            then()
+
+    def _run_aside(self, *args: Any) -> None:
+        try:
+            self._run(*args)
+        except BaseException as error:  # is raised where somebody waits for it
+            self._error = error
+
+
+class Buffers:
+    """Memory that tensors are copied to, kept for the next copies."""
+
+    def __init__(self) -> None:
+        self._free: list[torch.UntypedStorage] = []
+        self._copies: dict[tuple[Any, ...], torch.UntypedStorage] = {}
+
+    def snapshot(self, checkpoint: Mapping[str, Any]) -> Any:
+        """Encode a checkpoint, with copies of its tensors; what the last call returned is overwritten."""
+        self._free, self._copies = list(self._copies.values()), {}
+        content = encode(checkpoint, self._copy)
+        self._free = []
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            torch.cuda.synchronize()
+        return content
+
+    def _copy(self, tensor: Tensor) -> Tensor:
+        """Copy a tensor; tensors that share memory share that of their copies."""
+        if tensor.layout is not torch.strided or tensor.is_meta or tensor.is_quantized or tensor.is_conj():
+            return tensor.detach().clone()
+        source = tensor.untyped_storage()
+        key = (source.device, source.data_ptr(), source.nbytes())
+        if key not in self._copies:
+            self._copies[key] = self._take(source).copy_(source, non_blocking=True)
+        copy = torch.empty(0, dtype=tensor.dtype)
+        copy.set_(self._copies[key], tensor.storage_offset(), tensor.size(), tensor.stride())
+        if isinstance(tensor, nn.Parameter):
+            return nn.Parameter(copy, tensor.requires_grad)
+        return copy.requires_grad_(tensor.requires_grad)
+
+    def _take(self, source: torch.UntypedStorage) -> torch.UntypedStorage:
+        for index, buffer in enumerate(self._free):
+            if buffer.nbytes() == source.nbytes():
+                return self._free.pop(index)
+        pinned = source.device.type == "cuda"  # so that the copy is one transfer
+        return torch.empty(source.nbytes(), dtype=torch.uint8, pin_memory=pinned).untyped_storage()

@@ -1,0 +1,120 @@
+"""Reading checkpoint files: all of a file is checked first, and no code in it runs."""
+
+from __future__ import annotations
+
+import difflib
+import io
+import os
+import urllib.request
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+from leyden.checkpoint import places
+from leyden.checkpoint.encoding import decode
+from leyden.checkpoint.integrity import DamagedError, verify
+from leyden.errors import CheckpointError, CheckpointNotFoundError
+
+
+def read_checkpoint(
+    path: str | os.PathLike[str] | BinaryIO, *, map_location: Any = "cpu", weights_only: bool | None = None
+) -> dict[str, Any]:
+    """Read a checkpoint.
+
+    Args:
+        path: a file, an open one, or an address: "https://...", or what fsspec knows, such as "s3://bucket/a.ckpt".
+        map_location: where its tensors go, as for ``torch.load``.
+        weights_only: None and True read data and run no code in the file, whatever its source; False trusts it.
+
+    Raises:
+        CheckpointNotFoundError: there is no such file (``checkpoint-missing``).
+        CheckpointError: it is damaged or no checkpoint (``checkpoint-unreadable``, ``checkpoint-content``), names
+            what it may not or what is not here (``checkpoint-name``), or holds objects that only code in it could
+            build (``checkpoint-untrusted``).
+    """
+    name, trusted = str(path), weights_only is False
+    try:
+        with _opened(path) as file:
+            verify(file)
+            checkpoint = _load(file, name, map_location, weights_only=not trusted)
+            checkpoint = decode(checkpoint, trusted=trusted)
+    except FileNotFoundError:
+        raise missing(name) from None
+    except DamagedError as cause:
+        raise _unreadable(name, str(cause)) from None
+    except OSError as cause:
+        raise _unreadable(name, cause) from cause
+    except CheckpointError as cause:
+        if name in cause.message:
+            raise
+        raise CheckpointError(f"the checkpoint {name!r} is not read: {cause.message}", code=cause.code) from cause
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+        what = f"its keys are {list(checkpoint)[:8]}" if isinstance(checkpoint, dict) else type(checkpoint).__name__
+        raise CheckpointError(
+            f"{name!r} is no checkpoint of a run, which has the key 'state_dict': {what}. Weights alone are loaded by "
+            "module.load_state_dict(torch.load(path))",
+            code="checkpoint-content",
+        )
+    return checkpoint
+
+
+def _opened(path: Any) -> AbstractContextManager[Any]:
+    """A file to read from its beginning, here or at an address."""
+    if hasattr(path, "read"):
+        return nullcontext(path)
+    if str(path).startswith(("http://", "https://")):
+        with urllib.request.urlopen(path) as answer:
+            return io.BytesIO(answer.read())
+    return places.opened(path) if places.is_remote(path) else Path(path).expanduser().open("rb")
+
+
+def _load(file: Any, name: str, map_location: Any, *, weights_only: bool) -> Any:
+    file.seek(0)
+    try:
+        return torch.load(file, map_location=map_location, weights_only=weights_only)
+    except Exception as cause:  # damaged bytes raise anything
+        unknown = _code_in(file) if weights_only else []
+        if unknown:
+            raise CheckpointError(
+                f"the checkpoint {name!r} holds more than plain data, and to build it would run code that the "
+                f"file names: {', '.join(unknown)}. If you trust where it came from, pass weights_only=False",
+                code="checkpoint-untrusted",
+            ) from cause
+        raise _unreadable(name, cause) from cause
+
+
+def _code_in(file: Any) -> list[str]:
+    """Functions and classes that a file names and torch does not know."""
+    try:
+        file.seek(0)
+        return torch.serialization.get_unsafe_globals_in_checkpoint(file)
+    except Exception:  # it names them in a way that torch does not read either
+        return []
+
+
+def missing(name: str) -> CheckpointNotFoundError:
+    """The error for a file that is not there, with what is there of a similar name."""
+    path = Path(name).expanduser()
+    try:
+        there = [entry.name for entry in path.parent.iterdir() if entry.suffix == ".ckpt"]
+    except OSError:
+        there = []
+        hint = f"; there is no folder {str(path.parent)!r}"
+    else:
+        close = difflib.get_close_matches(path.name, there, n=3) or sorted(there)[:3]
+        hint = f"; in its folder are {', '.join(map(repr, close))}" if close else "; its folder has no checkpoints"
+    return CheckpointNotFoundError(f"there is no checkpoint {name!r}{hint}", code="checkpoint-missing")
+
+
+def _unreadable(name: str, cause: Exception | str) -> CheckpointError:
+    reason = cause if isinstance(cause, str) else f"{type(cause).__name__}: {_first_line(str(cause))}"
+    return CheckpointError(
+        f"{name!r} cannot be read as a checkpoint: {reason}. It may be truncated, or a file of another kind",
+        code="checkpoint-unreadable",
+    )
+
+
+def _first_line(text: str) -> str:
+    return next(iter(text.strip().splitlines()), "no reason was given").rstrip(". ")

@@ -1,0 +1,110 @@
+"""Which file ``ckpt_path`` means."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from leyden.checkpoint.files import missing
+from leyden.checkpoint.integrity import fault_of
+from leyden.checkpoint.places import by_age, newest_first
+from leyden.errors import CheckpointError, InvalidValueError, warn
+
+
+def find_checkpoint(
+    path: Any,
+    *,
+    stage: str,
+    writers: Sequence[Any],
+    is_implicit: bool = False,
+    fast_dev_run: bool = False,
+    interrupted: str | None = None,
+) -> Any:
+    """The file that ``ckpt_path`` means, or None for none.
+
+    Args:
+        path: a path, a URL, "best", "last", or None.
+        stage: "fit", "validate", "test" or "predict", for error texts.
+        writers: the callbacks that write checkpoints.
+        is_implicit: whether None means the best one, if there is one.
+        fast_dev_run: whether this run writes none, so that there is no best one.
+        interrupted: where a signal would have saved.
+
+    Raises:
+        CheckpointNotFoundError: a path without a file (``checkpoint-missing``).
+        InvalidValueError: "best" where no callback knows which that is (``checkpoint-best``).
+    """
+    if path is None:
+        return _best(writers) if is_implicit and not fast_dev_run else None
+    if path == "best":
+        best = None if fast_dev_run else _best(writers)
+        if best is None:
+            why = "fast_dev_run writes none" if fast_dev_run else "no ModelCheckpoint of this Trainer has written one"
+            raise InvalidValueError(
+                f"trainer.{stage}(ckpt_path='best') finds no best checkpoint: {why}; pass the path of a file",
+                code="checkpoint-best",
+            )
+        if len(writers) > 1:
+            warn(
+                f"ckpt_path='best' takes the first ModelCheckpoint's, of {len(writers)}: {best!r}; pass the path of a "
+                "file to choose another",
+                code="checkpoint-best",
+                stacklevel=6,
+            )
+        return best
+    if path == "last":
+        return _last(writers, stage, interrupted)
+    if not hasattr(path, "read") and "://" not in os.fspath(path) and not Path(path).expanduser().is_file():
+        raise missing(os.fspath(path))
+    return path
+
+
+def _best(writers: Sequence[Any]) -> str | None:
+    return getattr(writers[0], "best_model_path", "") or None if writers else None
+
+
+def _last(writers: Sequence[Any], stage: str, interrupted: str | None) -> str | None:
+    """The newest whole file that callbacks or a signal have written or, in a new process, that is in their folders."""
+    saved = [interrupted] if interrupted else []
+    known = [path for writer in writers for path in _written(writer)]
+    folders = [str(writer.dirpath) for writer in writers if getattr(writer, "dirpath", None)]
+    beside = [path for folder in folders for path in newest_first(folder)]
+    known = by_age([*known, *saved]) if by_age(known) else by_age([*beside, *saved])
+    files = list(dict.fromkeys([*known, *by_age(beside)]))
+    if not files:
+        where = f" in {', '.join(map(repr, folders))}" if folders else ": no callback writes any"
+        warn(
+            f"trainer.{stage}(ckpt_path='last') finds no checkpoint{where}; it starts from the module as it is",
+            code="checkpoint-last",
+            stacklevel=6,
+        )
+        return None
+    return _whole(files, stage)
+
+
+def _whole(files: Sequence[str], stage: str) -> str:
+    """The first file that is not damaged; one that is passed over is told."""
+    faults: list[str] = []
+    for path in files:
+        fault = fault_of(path)
+        if fault is None:
+            if faults:
+                warn(
+                    f"trainer.{stage}(ckpt_path='last') goes on from {path!r}, because newer files are damaged: "
+                    f"{'; '.join(faults)}",
+                    code="checkpoint-fallback",
+                    stacklevel=7,
+                )
+            return path
+        faults.append(f"{path!r}: {fault}")
+    raise CheckpointError(
+        f"trainer.{stage}(ckpt_path='last') finds damaged files only: {'; '.join(faults)}. Remove them to start anew",
+        code="checkpoint-last",
+    )
+
+
+def _written(writer: Any) -> list[str]:
+    paths = [getattr(writer, "last_model_path", ""), getattr(writer, "best_model_path", "")]
+    return [path for path in (*paths, *getattr(writer, "best_k_models", ())) if path]

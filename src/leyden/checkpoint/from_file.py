@@ -1,0 +1,149 @@
+"""``load_from_checkpoint``: a module or a datamodule built anew from a file."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from leyden.checkpoint.files import read_checkpoint
+from leyden.errors import CheckpointError, InvalidValueError, MissingExtraError, warn
+from leyden.hparams import AttributeDict
+
+
+def load_module(
+    kind: type[Any],
+    path: Any,
+    *,
+    map_location: Any = None,
+    hparams_file: str | os.PathLike[str] | None = None,
+    strict: bool | None = None,
+    weights_only: bool | None = None,
+    overrides: Mapping[str, Any],
+) -> Any:
+    """What ``LightningModule.load_from_checkpoint`` does."""
+    checkpoint = _read(path, map_location, weights_only)
+    module = kind(**_arguments(kind, checkpoint, hparams_file, overrides))
+    module.configure_model()
+    module.on_load_checkpoint(checkpoint)
+    strict = bool(module.strict_loading) if strict is None else strict
+    weights = checkpoint["state_dict"]
+    load_weights(module, weights, strict=strict)
+    if not strict:
+        _tell_difference(set(weights), set(module.state_dict()))
+    device = next((value.device for value in weights.values() if isinstance(value, torch.Tensor)), None)
+    return module if device is None else module.to(device)
+
+
+def load_datamodule(
+    kind: type[Any],
+    path: Any,
+    *,
+    map_location: Any = None,
+    hparams_file: str | os.PathLike[str] | None = None,
+    weights_only: bool | None = None,
+    overrides: Mapping[str, Any],
+) -> Any:
+    """What ``LightningDataModule.load_from_checkpoint`` does."""
+    checkpoint = _read(path, map_location, weights_only)
+    datamodule = kind(**_arguments(kind, checkpoint, hparams_file, overrides))
+    call_first_era(datamodule, "on_load_checkpoint", checkpoint)
+    if kind.__qualname__ in checkpoint:
+        datamodule.load_state_dict(checkpoint[kind.__qualname__])
+    return datamodule
+
+
+def load_weights(module: Any, weights: Mapping[str, Any], *, strict: bool) -> None:
+    """Load weights by name.
+
+    Raises:
+        CheckpointError: with torch's list of what is missing, unexpected or of another shape.
+    """
+    try:
+        module.load_state_dict(weights, strict=strict)
+    except RuntimeError as cause:
+        raise CheckpointError(
+            f"the checkpoint's weights do not fit {type(module).__qualname__}: {cause}. Build the module with the "
+            "arguments that it had, or set self.strict_loading = False to take what fits by name",
+            code="checkpoint-weights",
+        ) from cause
+
+
+def call_first_era(owner: Any, name: str, checkpoint: dict[str, Any]) -> None:
+    """Call a hook that only 1.x had, if the user's class defines it."""
+    hook = getattr(owner, name, None)
+    if callable(hook):
+        hook(checkpoint)
+
+
+def _read(path: Any, map_location: Any, weights_only: bool | None) -> dict[str, Any]:
+    """Read a file; without a ``map_location`` its tensors come to where they were, if that device is here."""
+    return read_checkpoint(
+        path, map_location=_to_what_is_there if map_location is None else map_location, weights_only=weights_only
+    )
+
+
+def _to_what_is_there(storage: Any, location: str) -> Any:
+    device = torch.device(location) if location.startswith(("cuda", "mps")) else torch.device("cpu")
+    there = {"cuda": torch.cuda.device_count() > (device.index or 0), "mps": torch.backends.mps.is_available()}
+    return None if there.get(device.type, False) else storage
+
+
+def _arguments(
+    kind: type[Any], checkpoint: Mapping[str, Any], hparams_file: Any, overrides: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The arguments of ``__init__``: what the file has, or ``hparams_file``, and what the caller says instead."""
+    saved = checkpoint.get(kind.CHECKPOINT_HYPER_PARAMS_KEY, {})
+    if hparams_file is not None:
+        saved = _from_file(Path(hparams_file))
+    holder = checkpoint.get(kind.CHECKPOINT_HYPER_PARAMS_NAME)
+    parameters = inspect.signature(kind.__init__).parameters
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    if holder not in (None, "kwargs") and holder in parameters:
+        changed = {name: value for name, value in overrides.items() if name not in parameters}
+        values = AttributeDict({**saved, **changed}) if isinstance(saved, dict) else saved
+        arguments = {holder: values, **{name: overrides[name] for name in overrides if name in parameters}}
+        return arguments
+    arguments = {**saved, **overrides}
+    if takes_any:
+        return arguments
+    for name in overrides:
+        if name not in parameters and name not in saved:
+            close = difflib.get_close_matches(name, parameters, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            warn(
+                f"{kind.__qualname__}.load_from_checkpoint({name}=...) has no effect: __init__ takes no {name!r}{hint}",
+                code="checkpoint-argument",
+                stacklevel=5,
+            )
+    return {name: value for name, value in arguments.items() if name in parameters}
+
+
+def _from_file(path: Path) -> dict[str, Any]:
+    """Hyper-parameters from a YAML file, as loggers write them."""
+    try:
+        import yaml
+    except ImportError:
+        raise MissingExtraError("pyyaml", extra="yaml") from None
+    values = yaml.safe_load(path.read_text())
+    if not isinstance(values, dict | None):
+        raise InvalidValueError(
+            f"hparams_file={str(path)!r} holds {type(values).__name__}; expected names and values, as in 'lr: 0.1'",
+            code="checkpoint-hparams-file",
+        )
+    return values or {}
+
+
+def _tell_difference(there: set[str], wanted: set[str]) -> None:
+    parts = [
+        f"{what}: {', '.join(sorted(names)[:8])}{', ...' if len(names) > 8 else ''}"
+        for what, names in (("not in the file", wanted - there), ("only in the file", there - wanted))
+        if names
+    ]
+    if parts:
+        warn(f"strict=False left weights as they were: {'; '.join(parts)}", code="checkpoint-keys", stacklevel=5)

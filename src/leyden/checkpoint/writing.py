@@ -1,0 +1,218 @@
+"""Checkpoint files, written so that a good one is always there."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import os
+import pickle
+import re
+import shutil
+import socket
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from leyden.checkpoint import places
+from leyden.checkpoint.encoding import encode
+from leyden.checkpoint.integrity import fault_of, seal
+from leyden.errors import CheckpointError, InvalidValueError
+
+_HOST: Final = re.sub(r"\W", "_", socket.gethostname())[:64]
+_PARTIAL: Final = re.compile(r"\.leyden-\w+\.(?P<host>\w+)-(?P<pid>\d+)\.partial")
+#: After so long without a change, another machine's temporary file is taken for one of a dead process.
+_SILENCE_S: Final = 3600.0
+#: Names of the temporary files that this process is writing.
+_in_flight: set[str] = set()
+#: What file systems and systems say that cannot sync a folder.
+_NO_SYNC: Final = {errno.EINVAL, errno.EACCES, errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EBADF}
+
+
+def write_checkpoint(checkpoint: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+    """Write a checkpoint; it is there as a whole, and durable, when this returns.
+
+    The bytes go to a temporary file in the target's own folder, which then takes the target's name: whatever
+    happens before leaves an older file of that name as it was. What dead processes have left there is removed.
+
+    Args:
+        checkpoint: the state; what is no plain data is encoded as such.
+        path: the file, or an address like "s3://bucket/a.ckpt"; missing folders are made.
+
+    Raises:
+        CheckpointError: it holds what cannot be encoded (``checkpoint-object``), or it could not be written
+            (``checkpoint-write``); the cause is attached.
+    """
+    write_encoded(encode(checkpoint), path)
+
+
+def write_encoded(content: Any, path: str | os.PathLike[str]) -> None:
+    """Write what is plain data."""
+    with _explained(path):
+        if places.is_remote(path):
+            with places.replaced(path) as file:
+                torch.save(content, file)
+        else:
+            _replace(Path(path).expanduser(), functools.partial(_save, content))
+
+
+def copy_checkpoint(source: str, path: str) -> None:
+    """Copy a file; as whole and durable as :func:`write_checkpoint` leaves one.
+
+    Raises:
+        CheckpointError: it could not be written (``checkpoint-write``).
+    """
+    with _explained(path):
+        if places.is_remote(path):
+            places.copy(source, path)
+        else:
+            _replace(Path(path), functools.partial(shutil.copyfile, source))
+
+
+def rehearse(content: Mapping[str, Any], folder: str, *, size: int, owner: object) -> None:
+    """Write a small file to a folder and remove it, so that what stands against it is known before it matters.
+
+    Args:
+        content: what all files will hold, and may be no data.
+        folder: a folder or an address; made if it is missing.
+        size: bytes that there must be room for.
+        owner: the object whose folder it is.
+
+    Raises:
+        InvalidValueError: naming the owner, the folder and what the system says (``checkpoint-folder``).
+        CheckpointError: ``content`` is no data (``checkpoint-object``).
+    """
+    encoded, path = encode(content), f"{folder}/{_partial_name()}"
+    try:
+        write_encoded(encoded, path)
+        places.remove(path)
+        free = size if places.is_remote(folder) else shutil.disk_usage(folder).free
+    except (CheckpointError, OSError) as error:
+        cause = _root(error)
+        raise _no_room(owner, folder, getattr(cause, "strerror", None) or str(cause)) from error
+    if free < size:
+        raise _no_room(owner, folder, f"a file has {size / 1e6:,.0f} MB, and {free / 1e6:,.0f} MB are free")
+
+
+def _no_room(owner: object, folder: str, why: str) -> InvalidValueError:
+    return InvalidValueError(
+        f"{type(owner).__name__} cannot write to {folder!r} ({why}); choose another folder, or make it writable",
+        code="checkpoint-folder",
+    )
+
+
+@contextmanager
+def _explained(path: str | os.PathLike[str]) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, RuntimeError, TypeError, AttributeError, ValueError, pickle.PickleError) as error:
+        cause = _root(error)
+        remedy = "Make room, or write elsewhere" if isinstance(cause, OSError) else "Keep such an object out of it"
+        raise CheckpointError(
+            f"the checkpoint {os.fspath(path)!r} was not written: {type(cause).__name__}: {cause}. "
+            + f"{remedy}{_what_is_left(path)}",
+            code="checkpoint-write",
+        ) from cause
+
+
+def _replace(target: Path, write: Callable[[str], Any]) -> None:
+    """Let a new file take the place of ``target``: whole, and durable, when this returns."""
+    missing = [folder for folder in (target.parent, *target.parent.parents) if not folder.exists()]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for folder in missing:
+        _sync_folder(folder.parent)
+    _remove_stale(target.parent)
+    with partial_file(target.parent) as temporary:
+        write(temporary)
+        with open(temporary, "r+b") as file:
+            os.fsync(file.fileno())
+        with places.freed_aside(target):
+            os.replace(temporary, target)
+    _sync_folder(target.parent)
+
+
+def _save(content: Any, path: str) -> None:
+    try:
+        torch.save(content, path)
+    except RuntimeError:  # it does not say what the system said
+        with open(path, "ab") as file:
+            file.write(bytes(1 << 16))
+            file.flush()
+            os.fsync(file.fileno())
+        raise
+    seal(path)
+
+
+@contextmanager
+def partial_file(folder: str | os.PathLike[str]) -> Iterator[str]:
+    """An empty file that is gone afterwards, unless it has taken another name."""
+    name = _partial_name()
+    path = os.path.join(folder, name)
+    _in_flight.add(name)
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        yield path
+    finally:
+        with suppress(OSError):
+            os.unlink(path)
+        _in_flight.discard(name)
+
+
+def _partial_name() -> str:
+    return f".leyden-{uuid.uuid4().hex}.{_HOST}-{os.getpid()}.partial"
+
+
+def _remove_stale(folder: Path) -> None:
+    """Remove temporary files of dead processes, and those of this one that it could not remove before."""
+    with suppress(OSError):
+        for entry in os.scandir(folder):
+            match = _PARTIAL.fullmatch(entry.name)
+            if match is not None and not _is_in_use(entry, match["host"], int(match["pid"])):
+                os.unlink(entry.path)
+
+
+def _is_in_use(entry: os.DirEntry[str], host: str, pid: int) -> bool:
+    if host != _HOST:
+        return time.time() - entry.stat().st_mtime < _SILENCE_S
+    if pid == os.getpid():
+        return entry.name in _in_flight
+    if os.name != "posix":  # where files that are open cannot be removed
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a new name in a folder durable; systems that cannot do so need not."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
+
+
+def _root(error: BaseException) -> BaseException:
+    """What the system has said, if torch has only said that something failed."""
+    cause: BaseException | None = error
+    while isinstance(cause, RuntimeError):
+        cause = cause.__cause__ or cause.__context__
+    return cause if isinstance(cause, OSError) else error
+
+
+def _what_is_left(path: str | os.PathLike[str]) -> str:
+    beside = [] if places.is_remote(path) else places.newest_first(os.path.dirname(path))
+    good = next((name for name in beside if fault_of(name, thorough=False) is None), None)
+    return f". The newest good checkpoint in its folder is {good!r}" if good else ""

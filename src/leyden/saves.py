@@ -1,0 +1,174 @@
+"""What a run keeps for another one to go on with."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from leyden import checkpoint
+from leyden.assembly import Engine
+from leyden.errors import MisconfigurationException, OrderError
+from leyden.loops.fit import FitParts
+from leyden.loops.ledger import Aside
+from leyden.signals import INTERRUPTED, slurm_job
+from leyden.trainer_properties import TrainerProperties
+from leyden.units import Every
+
+
+class Saves(TrainerProperties):
+    """Saves the state of a run."""
+
+    barebones: bool
+    default_root_dir: str
+    fast_dev_run: int
+    schedules: dict[str, Every]
+    _engine: Engine | None = None
+    _eval_rows: dict[str, int]  # batches that the current run has evaluated, by loader
+    _is_trial = False
+    _parts: FitParts | None = None
+    _began: checkpoint.Switches | None = None  # the module when the fit began
+    _writer: checkpoint.Writer | None = None
+
+    def save_checkpoint(
+        self,
+        filepath: str | os.PathLike[str],
+        weights_only: bool | None = None,
+        storage_options: Any = None,
+        *,
+        asynchronous: bool = False,
+        then: Callable[[], Any] | None = None,
+    ) -> None:
+        """Write the state of the run to a file; the first process writes, all of them must call it.
+
+        Called in the middle of a step (from ``on_train_batch_start`` to ``on_train_batch_end``, exclusively, and
+        likewise in a fit's validation) the file is written as soon as the step is done: in the middle of one there is
+        no state that a run could go on from exactly.
+
+        Args:
+            filepath: the file, or an address ("s3://bucket/a.ckpt"); missing folders are made. An older file of that
+                name stays until the new one is whole.
+            weights_only: whether to leave out optimizers, schedulers and everything else that only ``fit`` needs.
+            storage_options: accepted for plug-ins of other frameworks that pass None.
+            asynchronous: return when the state is copied in memory, and write it in the background. One file at a
+                time: the next save waits, and so does the end of the run, and both tell if it failed.
+            then: called when the file is durable; in the background too.
+
+        Raises:
+            OrderError: no module was run yet (``save-before-run``).
+            CheckpointError: the file, or the one before that was written in the background, cannot be written
+                (``checkpoint-write``); or the state holds what is no data (``checkpoint-object``).
+        """
+        if storage_options is not None:
+            raise MisconfigurationException(
+                "save_checkpoint(storage_options=...) is not available in this version; leave it out", code="not-yet"
+            )
+        save = functools.partial(
+            self._save_now, filepath, weights_only=bool(weights_only), asynchronous=asynchronous, then=then
+        )
+        waiting = self._state.deferred
+        if waiting is not None and self._parts is not None and checkpoint.is_mid_step(self._running()):
+            waiting.append(save)
+        else:
+            save()
+
+    def _save_now(
+        self,
+        filepath: str | os.PathLike[str],
+        *,
+        weights_only: bool,
+        asynchronous: bool,
+        then: Callable[[], Any] | None,
+    ) -> None:
+        with Aside(self.fit_loop.ledger, "saving"):
+            content = self.dump_checkpoint(weights_only)
+            try:
+                if self.is_global_zero:
+                    self._writer = self._writer or checkpoint.Writer()
+                    self._writer.write(content, filepath, asynchronous=asynchronous, then=then)
+                elif then is not None:
+                    then()
+            finally:
+                self.strategy.barrier("save_checkpoint")
+
+    def dump_checkpoint(self, weights_only: bool = False, *, hooks: bool = True) -> dict[str, Any]:
+        """The state of the run as :meth:`save_checkpoint` writes it, in memory: its tensors are the run's own.
+
+        Args:
+            weights_only: as there.
+            hooks: whether callbacks, datamodule and module are asked for what they keep; False leaves that out.
+
+        Raises:
+            OrderError: no module was run yet (``save-before-run``).
+        """
+        module = self._module
+        if module is None:
+            raise OrderError(
+                "there is nothing to save yet: trainer.save_checkpoint(...) can be called from trainer.fit, validate, "
+                "test or predict on",
+                code="save-before-run",
+            )
+        self._publish()
+        run = checkpoint.describe(module, self.loggers) if self.is_global_zero else {}
+        return checkpoint.dump(
+            module=module,
+            datamodule=self.datamodule if hooks else None,
+            callbacks=self.callbacks if hooks else (),
+            trainer=self,
+            plan=self._plan,
+            scaler=self.scaler,
+            place=run | checkpoint.capture(self._running()),
+            weights_only=weights_only,
+            hooks=hooks,
+        )
+
+    def _running(self) -> checkpoint.Running:
+        """What a checkpoint is made of, and restored to."""
+        assert self._module is not None
+        return checkpoint.Running(
+            loop=self.fit_loop,
+            validation=self.validate_loop,
+            state=self._state,
+            module=self._module,
+            views=self._views,
+            eval_rows=self._eval_rows,
+            schedules={**self.schedules, **_schedules_of(self.callbacks)},
+            engine=self._engine,
+            parts=self._parts,
+            began=self._began,
+        )
+
+    def wait_for_checkpoint(self) -> None:
+        """Wait until the checkpoint that is being written in the background is durable.
+
+        Raises:
+            CheckpointError: it could not be written (``checkpoint-write``); told once.
+        """
+        if self._writer is not None:
+            self._writer.wait()
+
+    def _interrupted_path(self) -> str:
+        """Where a signal saves: beside the other checkpoints, or where a job that starts again will look."""
+        job = slurm_job()
+        folders = [getattr(callback, "dirpath", None) for callback in self.checkpoint_callbacks if job is None]
+        name = INTERRUPTED if job is None else f"{INTERRUPTED}-{job}"
+        return os.path.join(next(filter(None, folders), None) or self.default_root_dir, f"{name}.ckpt")
+
+    def _save_interrupted(self) -> str | None:
+        """Save for a signal; returns the path, or None where nothing is trained."""
+        if self._parts is None or self._is_trial or self.fast_dev_run or self.barebones:
+            return None
+        path = self._interrupted_path()
+        self.save_checkpoint(path)
+        return path
+
+
+def _schedules_of(callbacks: Sequence[Any]) -> dict[str, Every]:
+    """What recurs on clocks of its own in callbacks, by their key and the attribute."""
+    return {
+        f"{callback.state_key}.{name}": value
+        for callback in callbacks
+        for name, value in vars(callback).items()
+        if isinstance(value, Every)
+    }

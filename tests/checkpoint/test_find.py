@@ -1,0 +1,157 @@
+"""`ckpt_path`: a path, "best", "last", and what an evaluation without a module takes."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import modes
+from leyden import LightningModule, Trainer
+from leyden.callbacks import EarlyStopping, ModelCheckpoint
+from leyden.errors import CheckpointNotFoundError, InvalidValueError, LeydenWarning
+
+
+class Module(LightningModule):
+    """Its weight is the number of steps; `val_loss` is best after the second epoch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(1, 1, bias=False)
+        nn.init.zeros_(self.layer.weight)
+        self.seen: list[float] = []
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return -self.layer.weight.sum()
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.look()
+        self.log("val_loss", abs(self.layer.weight.item() - 12))
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        self.look()
+
+    def predict_step(self, batch: Any, batch_idx: int) -> None:
+        self.look()
+
+    def look(self) -> None:
+        self.seen.append(self.layer.weight.item())
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=1.0)
+
+
+def build(*callbacks: Any, **options: Any) -> Trainer:
+    return Trainer(max_epochs=3, accelerator="cpu", enable_progress_bar=False, callbacks=[*callbacks], **options)
+
+
+def fitted(*callbacks: Any, **options: Any) -> tuple[Trainer, Module]:
+    trainer, module = build(*callbacks, **options), Module()
+    trainer.fit(module, modes.DATA, modes.DATA[:1])
+    module.seen.clear()
+    return trainer, module
+
+
+RUNS = pytest.mark.parametrize("run", ["validate", "test", "predict"])
+
+
+def evaluate(trainer: Trainer, run: str, *model: Any, **options: Any) -> None:
+    quiet = {} if run == "predict" else {"verbose": False}
+    getattr(trainer, run)(*model, dataloaders=modes.DATA[:1], **quiet, **options)
+
+
+@RUNS
+def test_the_best_is_loaded_by_name(run: str, tmp_path: Path) -> None:
+    """`"best"` is what the first ModelCheckpoint thinks so; `trainer.ckpt_path` tells."""
+    checkpoint = ModelCheckpoint(tmp_path, monitor="val_loss")
+    trainer, module = fitted(checkpoint)
+    evaluate(trainer, run, module, ckpt_path="best")
+    assert module.seen == [12.0]
+    assert trainer.ckpt_path == checkpoint.best_model_path
+
+
+@RUNS
+def test_an_evaluation_without_a_module_takes_the_best(run: str, tmp_path: Path) -> None:
+    """As 2.6 does after a fit; with a module it takes the weights that this has."""
+    trainer, module = fitted(ModelCheckpoint(tmp_path, monitor="val_loss"))
+    evaluate(trainer, run, module)
+    assert (module.seen, trainer.ckpt_path) == ([18.0], None)
+    evaluate(trainer, run)
+    assert module.seen == [18.0, 12.0]
+
+
+def test_without_checkpoints_an_evaluation_takes_the_weights_there_are() -> None:
+    trainer, module = fitted()
+    evaluate(trainer, "test")
+    assert (module.seen, trainer.ckpt_path) == ([18.0], None)
+
+
+def test_there_is_no_best(tmp_path: Path) -> None:
+    """A ValueError that says why."""
+    trainer, module = fitted()
+    with pytest.raises(InvalidValueError, match=r"no ModelCheckpoint of this Trainer has written.*\[checkpoint-best\]"):
+        evaluate(trainer, "test", module, ckpt_path="best")
+    trainer = build(ModelCheckpoint(tmp_path), fast_dev_run=True)
+    with pytest.raises(InvalidValueError, match="fast_dev_run writes none"):
+        evaluate(trainer, "test", module, ckpt_path="best")
+
+
+def test_several_know_a_best(tmp_path: Path) -> None:
+    trainer, module = fitted(ModelCheckpoint(tmp_path / "a", monitor="val_loss"), ModelCheckpoint(tmp_path / "b"))
+    with pytest.warns(LeydenWarning, match=r"takes the first ModelCheckpoint's, of 2: .*\[checkpoint-best\]"):
+        evaluate(trainer, "test", module, ckpt_path="best")
+    assert module.seen == [12.0]
+
+
+def test_the_last_is_the_newest_that_was_written(tmp_path: Path) -> None:
+    """In the process that wrote it, and in another one by the folder."""
+    trainer, module = fitted(ModelCheckpoint(tmp_path, monitor="val_loss", save_top_k=-1))
+    newest = max(tmp_path.glob("*.ckpt"), key=os.path.getmtime)
+    evaluate(trainer, "test", module, ckpt_path="last")
+    assert (Path(str(trainer.ckpt_path)), module.seen) == (newest, [18.0])
+
+    other, fresh = build(ModelCheckpoint(tmp_path, monitor="val_loss")), Module()
+    other.fit_loop.max_epochs = 4
+    other.fit(fresh, modes.DATA, modes.DATA[:1], ckpt_path="last")
+    assert (Path(str(other.ckpt_path)), other.current_epoch, fresh.layer.weight.item()) == (newest, 4, 24.0)
+
+
+def test_there_is_no_last(tmp_path: Path) -> None:
+    """A fit that is started again and again with "last" starts for the first time at some time."""
+    trainer = build(ModelCheckpoint(tmp_path / "a"), default_root_dir=tmp_path)
+    with pytest.warns(LeydenWarning, match=r"finds no checkpoint in '.*a'; it starts.*\[checkpoint-last\]"):
+        trainer.fit(Module(), modes.DATA, ckpt_path="last")
+    assert trainer.current_epoch == 3
+    with pytest.warns(LeydenWarning, match="no callback writes any"):
+        build(default_root_dir=tmp_path).fit(Module(), modes.DATA, ckpt_path="last")
+
+
+def test_a_path_that_is_not_there_shows_before_anything_is_done(tmp_path: Path) -> None:
+    class Slow(Module):
+        def prepare_data(self) -> None:
+            raise AssertionError("prepared for nothing")
+
+    with pytest.raises(CheckpointNotFoundError, match="checkpoint-missing"):
+        build().fit(Slow(), modes.DATA, ckpt_path=tmp_path / "a.ckpt")
+
+
+def test_callbacks_by_what_they_do() -> None:
+    """`trainer.early_stopping_callback` and the like."""
+    stops = [EarlyStopping("a"), EarlyStopping("b")]
+    trainer = build(*stops)
+    assert (trainer.early_stopping_callbacks, trainer.early_stopping_callback) == (stops, stops[0])
+    assert (build().early_stopping_callback, build().checkpoint_callback) == (None, None)
+
+
+def test_a_test_does_not_turn_back_what_was_written(tmp_path: Path) -> None:
+    """A ModelCheckpoint goes on to know what was saved after the best; Lightning's forgets it."""
+    checkpoint = ModelCheckpoint(tmp_path, monitor="val_loss", save_top_k=-1)
+    trainer, module = fitted(checkpoint)
+    before = dict(checkpoint.best_k_models)
+    assert len(before) == 3
+    evaluate(trainer, "test", module, ckpt_path="best")
+    assert checkpoint.best_k_models == before
