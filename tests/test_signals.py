@@ -38,17 +38,6 @@ PLACES: dict[str, tuple[str, int, int]] = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _plain_handlers() -> Iterator[None]:
-    """Python's own, also where the tests run behind ``nohup`` or in the background, where signals are ignored."""
-    former = {number: signal.getsignal(number) for number in NUMBERS.values()}
-    for number in former:
-        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-    yield
-    for number, handler in former.items():
-        signal.signal(number, handler)
-
-
 def send(number: int) -> None:
     """Send a signal to this process; its handler has run when this returns."""
     os.kill(os.getpid(), number)
@@ -263,7 +252,7 @@ def test_a_save_that_fails_does_not_keep_the_run_from_ending(tmp_path: Path) -> 
 # -- handlers -----------------------------------------------------------------------------------------------------
 
 
-def test_handlers_are_there_in_a_run_only(tmp_path: Path) -> None:
+def test_handlers_are_there_in_a_run_only() -> None:
     """The user's own are called too, and are back afterwards."""
     heard: list[int] = []
     own = lambda number, frame: heard.append(number)  # noqa: E731
@@ -275,8 +264,7 @@ def test_handlers_are_there_in_a_run_only(tmp_path: Path) -> None:
         Trainer(max_epochs=1, callbacks=Sender("on_train_start", 0, 0, look), **QUIET).fit(Model(), modes.DATA)
         assert signal.getsignal(signal.SIGTERM) is own
         with pytest.raises(SystemExit):
-            ended = Trainer(max_epochs=1, callbacks=Sender("on_train_start"), default_root_dir=tmp_path, **QUIET)
-            ended.fit(Model(), modes.DATA)
+            Trainer(max_epochs=1, callbacks=Sender("on_train_start"), **QUIET).fit(Model(), modes.DATA)
         assert signal.getsignal(signal.SIGTERM) is own
         assert heard == [signal.SIGTERM]
     finally:

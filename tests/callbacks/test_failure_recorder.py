@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 import leyden
-import leyden.callbacks.failure_recorder as failure_recorder
 import modes
 from leyden import Callback, LightningModule, Trainer
 from leyden.callbacks import FailureRecorder
@@ -157,53 +156,6 @@ def test_a_step_that_does_not_fail_again(tmp_path: Path) -> None:
     (file,) = tmp_path.iterdir()
     trainer = leyden.replay(file, noisy(modes.build("one")))
     assert (trainer.current_epoch, trainer.clocks.batch_idx) == (EPOCH + 1, BATCH)
-
-
-class Arrival:
-    """Stands for a CUDA event: what was sent is there after some questions, or when it is waited for."""
-
-    def __init__(self, questions: int) -> None:
-        self.left = questions
-
-    def query(self) -> bool:
-        self.left -= 1
-        return self.left < 0
-
-    def synchronize(self) -> None:
-        self.left = 0
-
-
-@pytest.mark.parametrize("questions", [0, 1, 100])
-@pytest.mark.parametrize("every", [1, 2, 16])
-def test_a_device_that_answers_late(every: int, questions: int, tmp_path: Path, monkeypatch: Any) -> None:
-    """As on a GPU, where nobody waits for the number: the record is of the step that has failed, not of a later one."""
-    monkeypatch.setattr(failure_recorder, "_is_late", lambda flag: True)
-    monkeypatch.setattr(failure_recorder, "_send", lambda flags: (torch.stack(flags), Arrival(questions)))
-    armed = Arm(bad_gradient)
-    with pytest.raises(NonFiniteError, match="a gradient of optimizer 0 is not finite in batch 3 of epoch 1"):
-        run("one", armed, FailureRecorder(tmp_path, every=every))
-    assert len(armed.module.seen) > 10 or questions == 0  # steps that followed
-    monkeypatch.undo()
-    again = replayed("one", tmp_path, "gradient")
-    here = [[entry for entry in seen if entry[:2] == (EPOCH, BATCH)] for seen in (armed.module.seen, again.seen)]
-    assert differences(*here) == []
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_on_a_gpu_no_step_waits(tmp_path: Path) -> None:
-    """torch raises at every call that would synchronise, between two copies of the state."""
-
-    class Strict(Callback):
-        def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-            torch.cuda.set_sync_debug_mode("error" if batch_idx > 0 else "default")
-
-        def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-            torch.cuda.set_sync_debug_mode("default")
-
-    run("one", Strict(), record_failures=tmp_path, accelerator="cuda")
-    armed = Arm(bad_gradient)
-    with pytest.raises(NonFiniteError, match="batch 3 of epoch 1"):
-        run("one", armed, record_failures=tmp_path, accelerator="cuda")
 
 
 def test_the_recorder_changes_nothing(tmp_path: Path) -> None:

@@ -319,6 +319,7 @@ def test_loggers(logger: str, name: str, tmp_path: Path, monkeypatch: pytest.Mon
     if logger == "CometLogger":
         trainer.logger.experiment.end()
     if logger == "WandbLogger":  # its run, and what it has read of the environment, stay for the next logger
+        trainer.logger.experiment.finish()
         importlib.import_module("wandb").teardown()
     assert logger == "DummyLogger" or any(tmp_path.rglob("*"))
 

@@ -35,7 +35,7 @@ class _Step:
     generators: dict[str, Any]
     names: list[str] = field(default_factory=list)
     flags: list[Tensor] = field(default_factory=list)  # on a device, each of shape (), dtype=bool: is it finite
-    found: Tensor | None = None  # the same in the host's memory, shape (flags,), when `arrived` says so
+    found: Tensor | None = None  # the same in the host's memory, once `arrived`
     arrived: torch.cuda.Event | None = None
 
 
@@ -125,16 +125,15 @@ class FailureRecorder(Callback):
     ) -> None:
         """Ask the device for what was judged, without waiting for it."""
         if trainer.scaler is not None:
-            losses = [
-                one["loss"]
-                for one in (outputs if isinstance(outputs, list) else [outputs])
-                if one.get("loss") is not None
-            ]
+            each = outputs if isinstance(outputs, list) else [outputs]
+            losses = [one["loss"] for one in each if one.get("loss") is not None]
             self._judge(trainer, pl_module, "the loss", is_finite(losses))
         step = self._recordings[-1].steps[-1]
         if step.flags:
-            step.found, step.arrived = _send(step.flags)
-            step.flags = []
+            step.found = torch.empty(len(step.flags), dtype=torch.bool, pin_memory=True)
+            step.found.copy_(torch.stack(step.flags), non_blocking=True)
+            step.arrived, step.flags = torch.cuda.Event(), []  # type: ignore[no-untyped-call]
+            step.arrived.record()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A validation may change rates and more, which no batch repeats."""
@@ -163,11 +162,12 @@ class FailureRecorder(Callback):
     def _judge(self, trainer: Trainer, pl_module: LightningModule, name: str, flag: Tensor) -> None:
         recording = self._recordings[-1]
         step = recording.steps[-1]
-        if _is_late(flag):
-            step.names.append(name)
-            step.flags.append(flag)
-        elif not flag:
-            self._fail(trainer, pl_module, recording, step, name)
+        if flag.device.type != "cuda":
+            if not flag:
+                self._fail(trainer, pl_module, recording, step, name)
+            return
+        step.names.append(name)
+        step.flags.append(flag)
 
     def _look_back(self, trainer: Trainer, pl_module: LightningModule, *, waits: bool) -> None:
         """Read what has arrived from the device.
@@ -209,11 +209,8 @@ class FailureRecorder(Callback):
             if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
                 torch.cuda.synchronize()
         told = dict(recording.state)
-        place = told["leyden"] = dict(told["leyden"])
-        place["plan"] = {**place.get("plan", {}), "data": []}  # a replay has a loader of its own
         pl_module.on_save_checkpoint(told)
-        kept = {id(value) for value in (*recording.state.values(), place)}  # encoded already
-        content = {key: value if id(value) in kept else encode(value) for key, value in told.items()}
+        content = {key: value if value is recording.state.get(key) else encode(value) for key, value in told.items()}
         content["failure"] = {
             "what": what,
             "module": f"{type(pl_module).__module__}:{type(pl_module).__qualname__}",
@@ -231,19 +228,6 @@ def is_finite(tensors: list[Tensor]) -> Tensor:
     """Whether all numbers are finite: a tensor of shape ``()`` on their device, which nothing waits for."""
     dense = [tensor.detach().coalesce().values() if tensor.is_sparse else tensor.detach() for tensor in tensors]
     return torch.isfinite(torch.nn.utils.get_total_norm(dense, math.inf))
-
-
-def _is_late(flag: Tensor) -> bool:
-    """Whether to read it would wait for a device."""
-    return flag.device.type == "cuda"
-
-
-def _send(flags: list[Tensor]) -> tuple[Tensor, torch.cuda.Event]:
-    """Queue a copy of flags to the host's memory; the event tells when it is there."""
-    found, arrived = torch.empty(len(flags), dtype=torch.bool, pin_memory=True), torch.cuda.Event()  # type: ignore[no-untyped-call]
-    found.copy_(torch.stack(flags), non_blocking=True)
-    arrived.record()
-    return found, arrived
 
 
 def _to_host(tensor: Tensor) -> Tensor:

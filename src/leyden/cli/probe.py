@@ -1,7 +1,7 @@
-"""A child of ``leyden verify-resume``: runs a script whose first ``trainer.fit`` is shortened, watched, perhaps killed.
+"""Runs a script whose first ``trainer.fit`` is shortened, watched, perhaps killed: a child of ``leyden verify-resume``.
 
-``python -m leyden.cli.probe PLAN SCRIPT ...`` writes what happens to the plan's trace, a JSON object in each line. A
-line is one write, so that it outlives the process.
+``python -m leyden.cli.probe PLAN SCRIPT ...`` writes what happens, one JSON object in each line, to the plan's trace.
+Each line is one write, so that it outlives the process.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import runpy
 import signal
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Final
 
 import torch
@@ -183,28 +183,32 @@ def _place(trainer: Trainer) -> str:
 
 def _state(trainer: Trainer) -> dict[str, str]:
     """Digests of everything that a resumed run must have as the other one, by names that users know."""
-    module, content = trainer.lightning_module, trainer.dump_checkpoint(hooks=False)
+    module = trainer.lightning_module
     assert module is not None
-    values: dict[str, Any] = {f"module.{name}": value for name, value in content["state_dict"].items()}
+    values = {f"module.{name}": digest(value) for name, value in module.state_dict().items()}
     names = {id(parameter): name for name, parameter in module.named_parameters()}
     for index, optimizer in enumerate(trainer.optimizers):
         for member in members_of(optimizer):
-            label = f"optimizer {index} ({type(member).__name__}): "
+            label = f"optimizer {index} ({type(member).__name__})"
             for parameter, kept in member.state.items():
                 of = names.get(id(parameter), "a parameter")
-                values.update({f"{label}{key} of {of}": value for key, value in kept.items()})
+                values.update({f"{label}: {key} of {of}": digest(value) for key, value in kept.items()})
             for number, group in enumerate(member.param_groups):
-                values.update({f"{label}{key} of group {number}": v for key, v in group.items() if key != "params"})
+                options = {key: value for key, value in group.items() if key != "params"}
+                values.update({f"{label}: {key} of group {number}": digest(v) for key, v in options.items()})
     for index, config in enumerate(trainer.lr_scheduler_configs):
-        values[f"scheduler {index} ({type(config.scheduler).__name__})"] = config.scheduler.state_dict()
-    values["the loss scaler"] = trainer.scaler and trainer.scaler.state_dict()
-    place = content["leyden"]
-    values.update({f"clock {name}": value for name, value in place["clocks"].items() if "seconds" not in name})
-    values.update({f"the random numbers of {name}": value for name, value in rng_state().items()})
-    values["what was logged in the epoch"] = place["results"]
-    others = [callback for callback in trainer.callbacks if not getattr(callback, "writes_checkpoints", False)]
-    values.update({f"the state of {type(callback).__name__}": callback.state_dict() for callback in others})
-    return {name: digest(value) for name, value in values.items()}
+        label = f"scheduler {index} ({type(config.scheduler).__name__})"
+        values.update({f"{label}: {k}": digest(v) for k, v in config.scheduler.state_dict().items()})
+    if trainer.scaler is not None:
+        values.update({f"scaler: {key}": digest(value) for key, value in trainer.scaler.state_dict().items()})
+    counts = {f.name: getattr(trainer.clocks, f.name) for f in fields(trainer.clocks) if not f.name.startswith("sec")}
+    values.update({f"clock {key}": digest(value) for key, value in counts.items() if isinstance(value, int)})
+    values.update({f"the random numbers of {key}": digest(value) for key, value in rng_state().items()})
+    for callback in trainer.callbacks:
+        if not getattr(callback, "writes_checkpoints", False):
+            state = callback.state_dict()
+            values.update({f"{type(callback).__name__}: {key}": digest(value) for key, value in state.items()})
+    return values
 
 
 def digest(value: Any) -> str:

@@ -33,8 +33,8 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         LeydenError: the file or the module is not what it should be.
     """
-    known = read_checkpoint(arguments.file).get("failure", {}).get("module", "its class")
     if arguments.module is None:
+        known = read_checkpoint(arguments.file).get("failure", {}).get("module", "its class")
         raise InvalidValueError(
             f"say which class to build: leyden replay {arguments.file} train.py:Model. The file names {known}, and a "
             "file does not say which code runs",

@@ -26,9 +26,8 @@ from typing import Any, Final
 from leyden.cli.probe import POINTS, Plan
 from leyden.errors import InvalidValueError, LeydenError
 
-#: Places that are told of one resumed run, and names at each.
-_SHOWN: Final = 3
-_NAMED: Final = 5
+#: Differences that are told of one resumed run.
+_SHOWN: Final = 12
 _Event = dict[str, Any]
 
 
@@ -39,26 +38,20 @@ class Report:
     Attributes:
         findings: for each point the differences, the first ones first; no differences where the runs are equal.
         skipped: points that the run does not reach, and why.
-        unrepeatable: differences between two runs that nobody has killed; nothing can be said of a resume then.
         batches: training batches of the whole run.
     """
 
     findings: dict[str, list[str]] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
-    unrepeatable: list[str] = field(default_factory=list)
     batches: int = 0
 
     @property
     def is_equal(self) -> bool:
         """Whether no resumed run could be told from the whole one."""
-        return not self.unrepeatable and not any(self.findings.values())
+        return not any(self.findings.values())
 
     def __str__(self) -> str:
         lines = [f"whole run: {self.batches} batches"]
-        if self.unrepeatable:
-            remedy = "seed everything, and see torch.use_deterministic_algorithms"
-            lines.append(f"two runs from the start differ, so nothing can be said of a resume; {remedy}")
-            lines += [f"  {text}" for text in self.unrepeatable]
         for point, differences in self.findings.items():
             lines.append(f"killed {point}: {'differs' if differences else 'equal'}")
             lines += [f"  {text}" for text in differences]
@@ -111,12 +104,8 @@ def verify_resume(
             why = _unreachable(point, facts)
             if why is not None:
                 report.skipped[point] = why
-                continue
-            try:
+            else:
                 report.findings[point] = _verify(runner, whole, point, facts)
-            except _Unrepeatable as found:
-                report.unrepeatable = list(found.args[0])
-                break
     return report
 
 
@@ -129,91 +118,56 @@ def _unreachable(point: str, facts: dict[str, str]) -> str | None:
 
 
 def _verify(runner: _Runner, whole: list[_Event], point: str, facts: dict[str, str]) -> list[str]:
-    """Kill a run at a point, resume it, and tell the differences.
-
-    Raises:
-        _Unrepeatable: two runs from the start differ already.
-    """
+    """Kill a run at a point, resume it, and tell the differences."""
     killed = runner.run(point, point)
-    saved = next((index for index, event in enumerate(killed) if event["kind"] == "saved"), len(killed))
-    differences = compare(whole[:saved], killed[:saved], facts)
-    if differences:
-        raise _Unrepeatable(differences)
-    try:
-        resumed = runner.run(point, point, resumes=True)
-    except LeydenError as error:
-        return [f"the script cannot be resumed. {error.message.strip()}"]
-    begun = next((event["values"] for event in resumed if event["kind"] == "resumed"), None)
-    last = next(event["values"] for event in reversed(whole[:saved]) if event["kind"] == "step")
-    lost = [name for name in last if _is_kept(name) and begun is not None and begun.get(name) != last[name]]
+    place = next((index for index, event in enumerate(killed) if event["kind"] == "saved"), None)
+    if place is None:
+        return ["the run did not come to this point a second time"]
+    again = compare(whole[:place], killed[:place], facts)
+    if again:
+        return ["two runs from the start differ, so nothing can be said of a resume; call seed_everything", *again]
+    resumed = runner.run(point, point, resumes=True)
+    begun = [event for event in resumed if event["kind"] == "resumed"]
+    last = next(event for event in reversed(whole[:place]) if event["kind"] == "step")
+    restored = _not_restored(last["values"], begun[0]["values"]) if begun else []
     rest = [event for event in resumed if event["kind"] not in ("start", "resumed")]
-    differences = compare(whole[saved:], rest, facts, is_restored=not lost)
-    return [*([f"not restored: {_listed(lost)}"] if lost else []), *differences]
+    return [*restored, *compare(whole[place:], rest, facts)][:_SHOWN]
 
 
-class _Unrepeatable(Exception):
-    """Two runs from the start differ, so nothing can be said of a resume."""
+def _not_restored(saved: dict[str, str], begun: dict[str, str]) -> list[str]:
+    """What a resumed run does not begin with as it was saved; an epoch's end may change rates and schedulers."""
+    names = [name for name in saved if name.startswith(("module.", "optimizer")) and " of group " not in name]
+    return [f"{name} is not restored" for name in names if begun.get(name) != saved[name]]
 
 
-def _is_kept(name: str) -> bool:
-    """Whether an epoch's end leaves something alone, as it does not rates and schedulers."""
-    return name.startswith(("module.", "optimizer")) and " of group " not in name
-
-
-def compare(
-    expected: Sequence[_Event], found: Sequence[_Event], facts: dict[str, str], *, is_restored: bool = False
-) -> list[str]:
-    """Name what differs between two traces: for each place what differs from there on, the first places first.
-
-    Args:
-        expected: the trace of the whole run.
-        found: the one that should be the same.
-        facts: of the whole run, for words.
-        is_restored: whether both began with the same state.
-    """
-    told: set[str] = set()
-    lines: list[str] = []
+def compare(expected: Sequence[_Event], found: Sequence[_Event], facts: dict[str, str]) -> list[str]:
+    """Name what differs between two traces, and from where on; the first differences first."""
+    told: dict[str, str] = {}
     for first, second in zip(expected, found, strict=False):
-        if _key(first) != _key(second):
-            return [*lines[:_SHOWN], f"{_described(second)} comes in place of {_described(first)}"]
-        values = first["values"] | second["values"]
-        names = [name for name in values if first["values"].get(name) != second["values"].get(name)]
-        new = [name for name in names if name not in told]
-        if new:
-            hint = _hint(first, new, facts, is_first=not lines and is_restored)
-            lines.append(f"from {first['place']} on: {_listed(new)}{hint}")
-        told.update(names)
+        if (first["kind"], first["place"]) != (second["kind"], second["place"]):
+            return [*told.values(), f"{_described(second)} comes in place of {_described(first)}"]
+        for name in [*first["values"], *(set(second["values"]) - set(first["values"]))]:
+            if name not in told and first["values"].get(name) != second["values"].get(name):
+                told[name] = _difference(name, first, facts)
     if len(expected) != len(found):
-        more, event = ("more", found[len(expected)]) if len(found) > len(expected) else ("less", expected[len(found)])
-        lines = [*lines[:_SHOWN], f"{more} happens than in the whole run: {_described(event)}"]
-    return lines[: _SHOWN + 1]
-
-
-def _key(event: _Event) -> tuple[str, str]:
-    return event["kind"], event["place"]
+        more, fewer, rest = ("more", found, expected) if len(found) > len(expected) else ("fewer", expected, found)
+        return [*told.values(), f"{more} happens than in the whole run, from {_described(fewer[len(rest)])} on"]
+    return list(told.values())
 
 
 def _described(event: _Event) -> str:
-    return f"{event['kind']} ({event['place']})"
+    words = {"batch": "batch", "step": "end of", "validation": "validation", "row": "row of", "epoch": "end of"}
+    return f"{words.get(event['kind'], event['kind'])} {event['place']!r}".replace("'", "")
 
 
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + more
-
-
-def _hint(event: _Event, names: Sequence[str], facts: dict[str, str], *, is_first: bool) -> str:
-    """What is likely to be the cause of the first difference."""
-    if event["kind"] == "batch":
-        return f". {facts['loader']} gives other samples, or draws random numbers that no checkpoint knows"
-    if event["kind"] == "validation":
-        return ". The validation data is another, or draws random numbers that no checkpoint knows"
-    if is_first and event["kind"] == "step" and names[0].startswith("module."):
+def _difference(name: str, event: _Event, facts: dict[str, str]) -> str:
+    if name == "the batch":
+        loader = f"the validation data ({event['kind']})" if event["kind"] == "validation" else facts["loader"]
         return (
-            ". The step does something else with the same batch, weights and random numbers: the module or a callback "
-            "has state that no checkpoint knows; register a buffer, or keep it in on_save_checkpoint"
+            f"the data differs from {event['place']} on: {loader} gives other samples, or draws random numbers that no "
+            "checkpoint knows"
         )
-    return ""
+    return f"{name} differs from {event['place']} on"
 
 
 class _Runner:
@@ -240,7 +194,8 @@ class _Runner:
         is_killed = point is not None and not resumes and done.returncode == -signal.SIGKILL
         if done.returncode != 0 and not is_killed:
             tail = "\n".join(done.stdout.splitlines()[-15:])
-            raise LeydenError(f"{' '.join(self._command)} failed:\n{tail}\n", code="verify-script")
+            what = f"resuming it (killed {point})" if resumes else "running it"
+            raise LeydenError(f"{' '.join(self._command)}: {what} failed:\n{tail}\n", code="verify-script")
         return [json.loads(line) for line in trace.read_text().splitlines()]
 
 

@@ -144,13 +144,13 @@ def _in_order(sampler: Sampler[Any], dataset: Any) -> Any:
 def _with_sampler(loader: DataLoader[Any], sampler: Any) -> DataLoader[Any]:
     """A copy of ``loader`` that draws from ``sampler``."""
     if loader.batch_sampler is None:
-        return copy_with(loader, sampler=sampler)
+        return _copy_with(loader, sampler=sampler)
     batch_sampler = copy.copy(loader.batch_sampler)
     batch_sampler.sampler = sampler  # type: ignore[attr-defined]  # the caller has seen that there is one
-    return copy_with(loader, sampler=sampler, batch_sampler=batch_sampler)
+    return _copy_with(loader, sampler=sampler, batch_sampler=batch_sampler)
 
 
-def copy_with(loader: DataLoader[Any], **fields: Any) -> DataLoader[Any]:
+def _copy_with(loader: DataLoader[Any], **fields: Any) -> DataLoader[Any]:
     """A copy of ``loader`` with other fields.
 
     Calling the class again would need the arguments of a user's own ``__init__``. DataLoader refuses to
@@ -259,7 +259,7 @@ def with_all_samples(loader: Any) -> Any:
         return loader
     if drops:
         batch_sampler = BatchSampler(batch_sampler.sampler, batch_sampler.batch_size, drop_last=False)
-    return copy_with(loader, batch_sampler=batch_sampler, drop_last=False)
+    return _copy_with(loader, batch_sampler=batch_sampler, drop_last=False)
 
 
 class RecordedLoader:
@@ -281,7 +281,7 @@ class RecordedLoader:
         # DataLoader fetches what its batch sampler gives, or its sampler where it makes no batches
         place = "sampler" if loader.batch_sampler is None else "batch_sampler"
         recorder = _Recorder(getattr(loader, place), self._drawn)
-        self.flattened = [copy_with(loader, **{place: recorder})]
+        self.flattened = [_copy_with(loader, **{place: recorder})]
 
     @staticmethod
     def can_record(loader: Any) -> bool:
