@@ -12,11 +12,12 @@ INSTALL := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
 	$(BIN)/python -m pip install -qq --disable-pip-version-check
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: help demo test lint format bench docs clean distclean
+.PHONY: help demo test reliability lint format bench docs clean distclean
 
 help:
 	@echo "make demo       train a small GAN with two optimizers, automatic mode"
 	@echo "make test       all tests"
+	@echo "make reliability 200 trainings that are killed, each compared with the one that nobody killed"
 	@echo "make lint       ruff, mypy, import-linter"
 	@echo "make format     let ruff rewrite what 'make lint' complains about"
 	@echo "make bench      time per step beside a hand-written loop and the peers; import time"
@@ -26,9 +27,13 @@ help:
 demo: $(VENV)/.examples
 	@$(BIN)/python examples/digits_gan.py $(ARGS)
 
-# ARGS="-n 2" runs two processes; as long as the suite takes half a minute, they cost more than they save.
+# As many processes as there are cores, up to four; make test ARGS="-n 0" runs one, which a debugger needs.
 test: $(VENV)/.all
-	@$(ONE_THREAD) $(BIN)/python -m pytest $(ARGS)
+	@$(ONE_THREAD) $(BIN)/python -m pytest -n auto --maxprocesses 4 $(ARGS)
+
+# ARGS="--signals" sends SIGTERM, SIGINT and SIGHUP instead; ARGS="--framework pytorch_lightning --modes one manual"
+reliability: $(VENV)/.all
+	@$(ONE_THREAD) $(BIN)/python tests/reliability/kill.py $(ARGS)
 
 # All four, whichever of them complains.
 lint: $(VENV)/.all

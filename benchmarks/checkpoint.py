@@ -9,8 +9,8 @@ shows the median, the least and the greatest of these ratios. The disk is left t
 is written in the background is waited for after the clock was stopped. The files must hold equal tensors.
 
 What the contestants do is not the same: a bare ``torch.save`` writes over the older file and leaves the rest to the
-system, so does Lightning but with a copy in memory; leyden's file is checked and on the disk when the save returns or,
-in the background, when the next one begins. "torch.save + fsync" says what the disk itself costs.
+system, so does Lightning but with a copy in memory; leyden's file is read back and on the disk when the save returns
+or, in the background, when the next one begins. "torch.save + fsync" says what the disk itself costs.
 """
 
 from __future__ import annotations

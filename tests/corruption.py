@@ -81,6 +81,9 @@ def foreign() -> Iterator[tuple[str, bytes]]:
     yield "text", b"epoch: 3\n" * 100
     yield "zeros", bytes(10_000)
     yield "picture", b"\x89PNG\r\n\x1a\n" + bytes(1000)
+    yield "photograph", b"\xff\xd8\xff\xe0\x00\x10JFIF\x00" + bytes(1000)
+    header = b'{"weight":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
+    yield "safetensors", len(header).to_bytes(8, "little") + header + bytes(4)
     yield "pickle", pickle.dumps({"state_dict": {}})
     yield "only the start of a zip file", b"PK\x03\x04"
     yield "only the end of a zip file", b"PK\x05\x06" + bytes(18)

@@ -37,17 +37,20 @@ def shuffled(**options: Any) -> DataLoader[Any]:
 
 
 class SaveAt(Checkpoint):
-    """Saves once, in a hook of an epoch and batch."""
+    """Saves once, in a hook of an epoch and batch: the time ``number`` that it is called there."""
 
-    def __init__(self, path: Path, hook: str, epoch: int = 1, batch: int = 2) -> None:
+    def __init__(self, path: Path, hook: str, epoch: int = 1, batch: int = 2, number: int | None = None) -> None:
         self.path, self.place = path, (epoch, batch)
+        self.number, self.calls = number, 0
         setattr(self, hook, self.save)
 
     def save(self, trainer: Trainer, *args: Any) -> None:
         loop = trainer.fit_loop
         batch = loop.clocks.batch_idx if loop.phase != "epoch_end" else self.place[1]
         if (trainer.current_epoch, batch) == self.place and not trainer.sanity_checking:
-            trainer.save_checkpoint(self.path)
+            self.calls += 1
+            if self.number in (None, self.calls):
+                trainer.save_checkpoint(self.path)
 
 
 @dataclass
@@ -91,13 +94,13 @@ def noisy(module: Any) -> Any:
 
 def run(name: str, *callbacks: Callback, seed: int = 1, loader: Any = None, **options: Any) -> Outcome:
     """Train a mode of :mod:`modes` for three epochs on random data, with fresh objects and the given seed."""
-    ckpt_path, rows = options.pop("ckpt_path", None), modes.Rows()
+    ckpt_path, validation, rows = options.pop("ckpt_path", None), options.pop("validation", None), modes.Rows()
     seed_everything(seed, verbose=False)
     module = noisy(options.pop("module", None) or modes.build(name))
     torch.manual_seed(seed)  # the module has seeded
     silent = dict.fromkeys(("enable_progress_bar", "enable_model_summary"), False)
     given = {"max_epochs": 3, "log_every_n_steps": 1, "accelerator": "cpu", "logger": rows, **silent}
     trainer = Trainer(**{**given, **modes.MODES[name][1], **options}, callbacks=list(callbacks))
-    validation = DataLoader(Noisy(4), batch_size=2)
+    validation = DataLoader(Noisy(4), batch_size=2) if validation is None else validation
     trainer.fit(module, shuffled() if loader is None else loader, validation, ckpt_path=ckpt_path)
     return Outcome(trainer, module, rows.rows)

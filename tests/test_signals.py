@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import contextlib
 import functools
 import multiprocessing
 import os
@@ -21,7 +22,7 @@ import torch
 
 import modes
 from leyden import Callback, LightningModule, Trainer, signals
-from leyden.callbacks import LearningRateFinder, ModelCheckpoint
+from leyden.callbacks import Checkpoint, LearningRateFinder, ModelCheckpoint
 from leyden.errors import InvalidValueError, LeydenWarning, RunInterrupted
 from resumption import Outcome, differences, run, shuffled
 
@@ -43,8 +44,8 @@ def send(number: int) -> None:
     os.kill(os.getpid(), number)
 
 
-class Sender(Callback):
-    """Does something, by default sends a signal, once, in a hook of an epoch and batch."""
+class Sender(Checkpoint):
+    """Does something, by default sends a signal, once, in a hook of an epoch and batch; checkpoints are wanted."""
 
     def __init__(self, hook: str, epoch: int = 0, batch: int = 0, act: Callable[[], Any] | None = None) -> None:
         self.place, self.act, self.heard = (epoch, batch), act or functools.partial(send, signal.SIGTERM), []
@@ -153,13 +154,32 @@ def test_after_ctrl_c_the_trainer_is_usable(tmp_path: Path, monkeypatch: pytest.
     assert not trainer.interrupted
 
 
-def test_without_a_checkpoint_callback_the_file_is_in_the_root_folder(tmp_path: Path) -> None:
+def test_where_no_callback_has_a_folder_the_file_is_in_the_root_folder(tmp_path: Path) -> None:
     trainer = Trainer(max_epochs=1, callbacks=Sender("on_train_batch_start"), default_root_dir=tmp_path, **QUIET)
     with pytest.raises(SystemExit):
         trainer.fit(Model(), modes.DATA)
     second = Trainer(max_epochs=1, default_root_dir=tmp_path, **QUIET)
     second.fit(Model(), modes.DATA, ckpt_path="last")
     assert second.ckpt_path == str(tmp_path / "interrupted.ckpt")
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
+def test_nothing_is_saved_where_checkpoints_are_off(name: str, tmp_path: Path, capfd: Any) -> None:
+    """The user has said so; a line says it again."""
+
+    class Act(Callback):
+        def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+            if batch_idx == 1:
+                send(NUMBERS[name])
+
+    trainer = Trainer(max_epochs=1, callbacks=Act(), enable_checkpointing=False, default_root_dir=tmp_path, **QUIET)
+    ends = name != "SIGUSR1"
+    with pytest.raises((SystemExit, KeyboardInterrupt)) if ends else contextlib.nullcontext():
+        trainer.fit(Model(), modes.DATA)
+    assert trainer.global_step == (2 if ends else 6)
+    assert list(tmp_path.iterdir()) == []
+    what = "ends at the end of this step" if ends else "goes on"
+    assert f"{name}: the run {what}; nothing is saved (checkpoints are off" in capfd.readouterr().err
 
 
 def test_sigusr1_saves_and_the_run_goes_on(tmp_path: Path) -> None:
@@ -194,8 +214,9 @@ def test_ctrl_c_before_the_first_step_does_not_wait(tmp_path: Path) -> None:
             after.append("setup went on")
 
     trainer = Trainer(max_epochs=1, callbacks=Slow(), default_root_dir=tmp_path, **QUIET)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(RunInterrupted) as caught:
         trainer.fit(Model(), modes.DATA)
+    assert caught.value.code == 130
     assert trainer.interrupted
     assert after == []
 
@@ -252,7 +273,7 @@ def test_a_save_that_fails_does_not_keep_the_run_from_ending(tmp_path: Path) -> 
 # -- handlers -----------------------------------------------------------------------------------------------------
 
 
-def test_handlers_are_there_in_a_run_only() -> None:
+def test_handlers_are_there_in_a_run_only(tmp_path: Path) -> None:
     """The user's own are called too, and are back afterwards."""
     heard: list[int] = []
     own = lambda number, frame: heard.append(number)  # noqa: E731
@@ -264,7 +285,8 @@ def test_handlers_are_there_in_a_run_only() -> None:
         Trainer(max_epochs=1, callbacks=Sender("on_train_start", 0, 0, look), **QUIET).fit(Model(), modes.DATA)
         assert signal.getsignal(signal.SIGTERM) is own
         with pytest.raises(SystemExit):
-            Trainer(max_epochs=1, callbacks=Sender("on_train_start"), **QUIET).fit(Model(), modes.DATA)
+            ended = Trainer(max_epochs=1, callbacks=Sender("on_train_start"), default_root_dir=tmp_path, **QUIET)
+            ended.fit(Model(), modes.DATA)
         assert signal.getsignal(signal.SIGTERM) is own
         assert heard == [signal.SIGTERM]
     finally:
@@ -418,6 +440,18 @@ def test_a_run_that_slurm_does_not_requeue_goes_on(slurm: Any, tmp_path: Path) -
     assert (tmp_path / "interrupted-77.ckpt").is_file()
 
 
+@pytest.mark.parametrize("stage", ["fit", "test"])
+def test_slurm_does_not_requeue_what_is_not_saved(stage: str, slurm: Any, tmp_path: Path) -> None:
+    """It would begin anew at each start, for ever."""
+    calls, module = slurm("exit 0"), Model()
+    hook = "on_train_batch_start" if stage == "fit" else "on_test_batch_start"
+    act = type("Act", (Callback,), {hook: lambda self, trainer, *_: send(signal.SIGUSR1)})()
+    trainer = Trainer(max_epochs=1, callbacks=act, enable_checkpointing=False, default_root_dir=tmp_path, **QUIET)
+    getattr(trainer, stage)(module, modes.DATA)
+    assert len(module.steps) == len(modes.DATA)
+    assert not calls.exists()
+
+
 def test_slurm_preemption_saves_and_ends(slurm: Any, tmp_path: Path) -> None:
     """SIGTERM: SLURM requeues a preempted job by itself."""
     calls = slurm("exit 0")
@@ -493,7 +527,8 @@ trainer = Trainer(
     callbacks=[Acting(), ModelCheckpoint(FOLDER)],
 )
 module = Model()
-trainer.fit(module, torch.utils.data.DataLoader(Noisy(), 2, shuffle=True, num_workers=WORKERS), ckpt_path=CKPT_PATH)
+data = torch.utils.data.DataLoader(Noisy(), 2, shuffle=True, num_workers=WORKERS, persistent_workers=WORKERS > 0)
+trainer.fit(module, data, ckpt_path=CKPT_PATH)
 torch.save(module.state_dict(), os.path.join(FOLDER, "weights.pt"))
 """
 
@@ -505,7 +540,7 @@ def script(folder: Path, act: str = "pass", *, bar: bool = False, workers: int =
 
 
 def test_ctrl_c_in_a_terminal_with_workers(tmp_path: Path) -> None:
-    """It reaches every process of the group; the script ends as Python does (130), and goes on exactly there."""
+    """It reaches every process of the group, none of which stays; the script ends as Python does, and goes on there."""
     folders = [tmp_path / name for name in ("whole", "broken")]
     subprocess.run(script(folders[0], workers=2), check=True)
     act = "os.killpg(os.getpgrp(), signal.SIGINT)"

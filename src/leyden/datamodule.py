@@ -92,6 +92,8 @@ class LightningDataModule(HyperparametersMixin):
         map_location: Any = None,
         hparams_file: str | os.PathLike[str] | None = None,
         weights_only: bool | None = None,
+        *,
+        trust: bool = False,
         **kwargs: Any,
     ) -> D:
         """Build a datamodule from a checkpoint: its hyper-parameters, then its state.
@@ -100,13 +102,15 @@ class LightningDataModule(HyperparametersMixin):
             checkpoint_path: a file, an open one, or a URL.
             map_location: where tensors in its state go; None means the device that they were on, if it is here.
             hparams_file: a YAML file with hyper-parameters to use in place of the checkpoint's.
-            weights_only: None and True read the file as plain data; False trusts it, so that code in it may run.
+            weights_only: None and True read the file as plain data; False trusts it, as in Lightning.
+            trust: True lets code in the file run, if plain data is not all that it holds.
             **kwargs: arguments of ``__init__``, in place of those that were saved.
 
         Raises:
             CheckpointError: the file cannot be read.
         """
-        options = {"map_location": map_location, "hparams_file": hparams_file, "weights_only": weights_only}
+        data = checkpoint.as_data(weights_only, trust)
+        options = {"map_location": map_location, "hparams_file": hparams_file, "weights_only": data}
         return checkpoint.load_datamodule(cls, checkpoint_path, **options, overrides=kwargs)  # type: ignore
 
     def prepare_data(self) -> None:

@@ -73,6 +73,9 @@ class Fits(Evaluations):
             copier=self._build_copier(),
         )
         hooks = self._configure_optimizers(module).hooks
+        self._configured = checkpoint.options_of(self.plan)
+        if self._resumption is not None and self._resumption.report.errors:
+            self._restore_training()  # which tells the rest as well
         state.results = Results(training=True, views=self._views, metrics=functools.partial(metric_objects, module))
         hooks.call("on_fit_start")
         if self._bound != self.callbacks:  # a callback has brought others along
@@ -80,7 +83,7 @@ class Fits(Evaluations):
             self._drive(self.plan, {id(handle.optimizer): handle for handle in self._handles})
         assert self._engine is not None
         hooks = self._engine.hooks
-        in_epoch = self._restore_training(self._engine)
+        in_epoch = self._restore_training()
         module.zero_grad()
         hooks.call("on_pretrain_routine_start")
         hooks.call("on_pretrain_routine_end")
@@ -97,14 +100,23 @@ class Fits(Evaluations):
             self._say_where_time_went()
         hooks.call("on_fit_end")
 
-    def _restore_training(self, engine: Engine) -> bool:
+    def _restore_training(self) -> bool:
         """Restore optimizers, schedulers and the loop's place from a checkpoint; whether that is within an epoch."""
-        content, self._restored = self._restored, None
-        if content is None:
+        resumption, self._resumption = self._resumption, None
+        if resumption is None:
             return False
-        checkpoint.restore_optimizers(content, plan=self.plan, scaler=self.scaler)
-        place = checkpoint.place_of(content, window_size=self._accumulation_in(self.clocks.epoch))
-        checkpoint.check_limits(place, max_epochs=self.max_epochs)  # which a callback may just have raised
+        with resumption.undone():
+            if self.limit_train_batches != 0:
+                self.fit_loop.data.load()
+            place = resumption.finish(
+                self.plan,
+                here=self._outline() | ({"validation": self._validation_data()[1]} if resumption.in_validation else {}),
+                callbacks=self.callbacks,
+                clocks=self.clocks,
+                scaler=self.scaler,
+                window_size=self._accumulation_in(self.clocks.epoch),
+                max_epochs=self.max_epochs,  # which a callback may just have raised
+            )
         checkpoint.restore_place(self._running(), place)
         checkpoint.rewind(self.loggers, place)
         if self._state.should_stop:
@@ -381,21 +393,20 @@ class Fits(Evaluations):
 
     def _validates(self) -> bool:
         """Whether this fit has something to validate, as far as is known without asking for a loader."""
-        return self._has_validation_data() and self.limit_val_batches != 0 and self._has_validation_step()
+        has_step = overrides(self._module, "validation_step", BASES)
+        return has_step and self.limit_val_batches != 0 and self._has_validation_data()
 
     def _has_validation_data(self) -> bool:
         owners = (self.datamodule, self._module)
         return self._val_given is not None or any(overrides(o, "val_dataloader", BASES) for o in owners)
 
-    def _has_validation_step(self) -> bool:
-        return overrides(self._module, "validation_step", BASES)
-
     def _tell_what_is_left_out(self) -> None:
         """Say what a user may believe to happen and what does not."""
         module, data = self._module, self.fit_loop.data
         assert module is not None
-        if self._has_validation_data() != self._has_validation_step() and self.limit_val_batches != 0:
-            missing = "validation data" if self._has_validation_step() else "validation_step"
+        has_step = overrides(module, "validation_step", BASES)
+        if self._has_validation_data() != has_step and self.limit_val_batches != 0:
+            missing = "validation data" if has_step else "validation_step"
             rank_zero_info(f"this fit does not validate, because there is no {missing}")
         idle = sum(not part.training for part in module.modules())
         if idle:
@@ -413,11 +424,10 @@ class Fits(Evaluations):
         """The validation loaders, asked for once, or again as ``reload_dataloaders_every_n_epochs`` says."""
         every = self.reload_dataloaders_every_n_epochs
         loaded_in, epoch = self.validate_loop.loaded_in, self.clocks.epoch
-        stale = loaded_in is None or (every and epoch - loaded_in >= every)
-        if self._val_data is None or stale:
+        if loaded_in is None or (every and epoch - loaded_in >= every):
+            self.validate_loop.own, self.validate_loop.loaded_in, self._val_data = None, epoch, None
+        if self._val_data is None:
             self._val_data = self._load_val()
-            if stale:
-                self.validate_loop.loaded_in = epoch
         return self._val_data
 
     def _load_training(self, given: Any) -> tuple[Any, int | float]:

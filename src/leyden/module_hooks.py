@@ -239,6 +239,8 @@ class ModuleHooks(HyperparametersMixin, nn.Module):
         hparams_file: str | os.PathLike[str] | None = None,
         strict: bool | None = None,
         weights_only: bool | None = None,
+        *,
+        trust: bool = False,
         **kwargs: Any,
     ) -> M:
         """Build a module from a checkpoint: its hyper-parameters, then its weights.
@@ -248,13 +250,15 @@ class ModuleHooks(HyperparametersMixin, nn.Module):
             map_location: where the module goes; None means the device that its weights were on, if it is here.
             hparams_file: a YAML file with hyper-parameters to use in place of the checkpoint's.
             strict: whether weights must have the module's names, all of them; None asks ``strict_loading``.
-            weights_only: None and True read the file as plain data; False trusts it, so that code in it may run.
+            weights_only: None and True read the file as plain data; False trusts it, as in Lightning.
+            trust: True lets code in the file run, if plain data is not all that it holds.
             **kwargs: arguments of ``__init__``, in place of those that were saved.
 
         Raises:
             CheckpointError: the file cannot be read, or its weights do not fit.
         """
-        options = {"map_location": map_location, "hparams_file": hparams_file, "weights_only": weights_only}
+        data = checkpoint.as_data(weights_only, trust)
+        options = {"map_location": map_location, "hparams_file": hparams_file, "weights_only": data}
         return checkpoint.load_module(cls, checkpoint_path, **options, strict=strict, overrides=kwargs)  # type: ignore
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -34,11 +34,13 @@ class Source(NamedTuple):
         path: a path, "best", "last", or None.
         weights_only: False trusts the file, so that code in it may run.
         module_given: whether the call named a module; an evaluation without one takes the best weights.
+        resume: of a fit, what is not taken from it.
     """
 
     path: Any = None
     weights_only: bool | None = None
     module_given: bool = True
+    resume: Mapping[str, str] | None = None
 
 
 class Runs(Saves):
@@ -47,7 +49,7 @@ class Runs(Saves):
     _optimization: Any
     _detect_anomaly: bool
     _autolog_hparams: bool
-    _restored: dict[str, Any] | None = None  # content of the checkpoint, until the optimizers are restored from it
+    _resumption: checkpoint.Resumption | None = None  # of the checkpoint, until the optimizers are restored from it
     _told_of_log = False
     ckpt_path: str | os.PathLike[str] | None = None
     """The checkpoint that the current or last run has read, or None."""
@@ -69,7 +71,12 @@ class Runs(Saves):
 
     def _run(self, stage: str, *args: Any) -> Any:
         """Run something, with signals handled meanwhile."""
-        with self._signals.handled(self._state, save=self._save_interrupted, is_running=self._is_running):
+        with self._signals.handled(
+            self._state,
+            save=self._save_interrupted,
+            can_save=self._can_save_interrupted,
+            is_running=self._is_running,
+        ):
             return self._run_through(stage, *args)
 
     def _is_running(self) -> bool:
@@ -183,26 +190,38 @@ class Runs(Saves):
         if self.ckpt_path is None:
             return
         content = checkpoint.read_checkpoint(self.ckpt_path, weights_only=source.weights_only)
+        module = self._module
+        assert module is not None
         what = "goes on from" if stage == "fit" else "uses the weights of"
         rank_zero_info(f"trainer.{stage} {what} {os.fspath(self.ckpt_path)!r}")
         if stage == "fit":
-            place = checkpoint.place_of(content)
-            checkpoint.set_clocks(self.clocks, place)
-            has_all = set(content.get("callbacks") or ()) <= {callback.state_key for callback in self.callbacks}
-            self._state.should_stop = has_all and bool(place.get("should_stop"))
-            self._restored = content
-        checkpoint.restore_module(
-            content,
-            module=self._module,
-            datamodule=self.datamodule,
-            callbacks=self.callbacks,
-            trainer=self,
-            in_fit=stage == "fit",
-        )
+            self._resumption = checkpoint.Resumption(content, str(self.ckpt_path), source.resume)
+            place = self._resumption.begin(
+                module,
+                clocks=self.clocks,
+                callbacks=self.callbacks,
+                precision=self.precision,
+                datamodule=self.datamodule,
+            )
+            if place is None:  # it is refused, as soon as the optimizers are known and all can be told
+                return
+            self._state.should_stop = place["should_stop"]
+        else:
+            module.on_load_checkpoint(content)
+        self._precision.convert_module(module)  # before: float32 would cut what a file of "64-true" holds
+        with self._resumption.undone() if self._resumption is not None else nullcontext():
+            checkpoint.restore_module(
+                content,
+                module=module,
+                datamodule=self.datamodule,
+                callbacks=self.callbacks,
+                trainer=self,
+                in_fit=stage == "fit",
+            )
 
     def _release(self) -> None:
         """Let go of what belongs to the run that ends."""
-        self._restored = None
+        self._resumption = None
         state = self._state
         try:
             if state.results is not None:
@@ -216,7 +235,8 @@ class Runs(Saves):
         module, datamodule, profile = self._module, self.datamodule, self._profile
         assert module is not None
         if stage == "fit" and slurm_job() is not None and os.path.isfile(self._interrupted_path()):
-            source = source._replace(path="last")  # the job was requeued: the same script goes on from what it saved
+            # The job was requeued: the same script goes on from what it saved, by choices that were made already.
+            source = source._replace(path="last", resume=None)
             rank_zero_info("this SLURM job was started again: the fit goes on where it was saved")
         self.resumes_last = source.path == "last"
         self.ckpt_path = None if self.resumes_last else self._find(stage, source)

@@ -24,6 +24,7 @@ class Saves(TrainerProperties):
     default_root_dir: str
     fast_dev_run: int
     schedules: dict[str, Every]
+    _configured: dict[str, Any]  # options of the optimizers' groups, as configure_optimizers has returned them
     _engine: Engine | None = None
     _eval_rows: dict[str, int]  # batches that the current run has evaluated, by loader
     _is_trial = False
@@ -82,10 +83,11 @@ class Saves(TrainerProperties):
         then: Callable[[], Any] | None,
     ) -> None:
         with Aside(self.fit_loop.ledger, "saving"):
+            self._writer = self._writer or checkpoint.Writer()
+            self._writer.join()  # so that the callbacks know the file that is being written
             content = self.dump_checkpoint(weights_only)
             try:
                 if self.is_global_zero:
-                    self._writer = self._writer or checkpoint.Writer()
                     self._writer.write(content, filepath, asynchronous=asynchronous, then=then)
                 elif then is not None:
                     then()
@@ -111,6 +113,8 @@ class Saves(TrainerProperties):
             )
         self._publish()
         run = checkpoint.describe(module, self.loggers) if self.is_global_zero else {}
+        if self._plan is not None:
+            run["plan"] = self._outline()
         return checkpoint.dump(
             module=module,
             datamodule=self.datamodule if hooks else None,
@@ -139,6 +143,17 @@ class Saves(TrainerProperties):
             began=self._began,
         )
 
+    def _outline(self) -> dict[str, Any]:
+        """What the run is made of."""
+        return checkpoint.outline(
+            self.plan,
+            configured=self._configured,
+            callbacks=self.callbacks,
+            precision=self.precision,
+            world_size=self.world_size,
+            loader=self.fit_loop.data.loader,
+        )
+
     def wait_for_checkpoint(self) -> None:
         """Wait until the checkpoint that is being written in the background is durable.
 
@@ -155,10 +170,13 @@ class Saves(TrainerProperties):
         name = INTERRUPTED if job is None else f"{INTERRUPTED}-{job}"
         return os.path.join(next(filter(None, folders), None) or self.default_root_dir, f"{name}.ckpt")
 
-    def _save_interrupted(self) -> str | None:
-        """Save for a signal; returns the path, or None where nothing is trained."""
-        if self._parts is None or self._is_trial or self.fast_dev_run or self.barebones:
-            return None
+    def _can_save_interrupted(self) -> bool:
+        """Whether a signal saves: where something is trained, and the user has not switched checkpoints off."""
+        is_in_earnest = self._parts is not None and not (self._is_trial or self.fast_dev_run or self.barebones)
+        return is_in_earnest and bool(self.checkpoint_callbacks)
+
+    def _save_interrupted(self) -> str:
+        """Save for a signal; returns the path."""
         path = self._interrupted_path()
         self.save_checkpoint(path)
         return path

@@ -104,24 +104,31 @@ class Signals:
         self._on_child: Any = None
         self._terminals: list[int] = []
         self._state: RunState
-        self._save: Callable[[], str | None]
+        self._save: Callable[[], str]
+        self._can_save: Callable[[], bool]
         self._is_running: Callable[[], bool]
 
     @contextmanager
     def handled(
-        self, state: RunState, *, save: Callable[[], str | None], is_running: Callable[[], bool]
+        self,
+        state: RunState,
+        *,
+        save: Callable[[], str],
+        can_save: Callable[[], bool],
+        is_running: Callable[[], bool],
     ) -> Iterator[None]:
         """Handle signals inside of the block, if this is the main thread; a run within a run leaves them to the outer.
 
         Args:
             state: is given what the loops call at their boundaries.
-            save: saves the run and returns the path; None if there is nothing that could be saved now.
+            save: saves the run and returns the path.
+            can_save: whether there is something to save now, and the user wants that.
             is_running: whether loops run, so that a boundary will come.
         """
         if threading.current_thread() is not threading.main_thread() or self._former or _is_handled(self._actions):
             yield
             return
-        self._state, self._save, self._is_running = state, save, is_running
+        self._state, self._save, self._can_save, self._is_running = state, save, can_save, is_running
         self._process, self._exit_asked_at = os.getpid(), None
         self._terminals = [descriptor for descriptor in (1, 2) if os.isatty(descriptor)]
         self.received, self._pending, state.interrupt = [], [], None
@@ -155,7 +162,7 @@ class Signals:
         if action == "exit":
             now, asked_at = monotonic(), self._exit_asked_at
             if asked_at is None and is_plain and not self._is_running():
-                raise KeyboardInterrupt  # there is nothing to save yet, and the next boundary may be far
+                raise _ctrl_c()  # there is nothing to save yet, and the next boundary may be far
             if asked_at is not None:
                 is_echo = now - asked_at < _ECHO_S
                 return None if is_echo else _pass_on(number, frame, former if is_plain else signal.SIG_DFL)
@@ -166,10 +173,18 @@ class Signals:
             _silence(self._terminals)
         self._pending.append(number)
         self._state.interrupt = self._answer
-        what = " and ends" if action == "exit" else " and requeued" if action == "requeue" and slurm_job() else ""
-        more = "; once more ends it at once" if action == "exit" else ""
-        _say(f"{signal.Signals(number).name}: the run is saved{what} at the end of this step{more}")
+        _say(f"{signal.Signals(number).name}: {self._announced(action)}")
         return None
+
+    def _announced(self, action: str) -> str:
+        """What will be done about a signal."""
+        is_saved, when = self._can_save(), "at the end of this step"
+        nothing = "" if is_saved else "; nothing is saved (checkpoints are off, or nothing is trained)"
+        if action == "exit":
+            return f"the run {'is saved and ' * is_saved}ends {when}{nothing}; once more ends it at once"
+        if not is_saved:
+            return f"the run goes on{nothing}"
+        return f"the run is saved{' and requeued' if action == 'requeue' and slurm_job() else ''} {when}"
 
     def _answer(self) -> None:
         """Do what the signals ask for."""
@@ -177,15 +192,16 @@ class Signals:
         names = ", ".join(signal.Signals(number).name for number in pending)
         path = None
         try:
-            path = self._save()
+            path = self._save() if self._can_save() else None
         except Exception as error:  # the run must end all the same, or go on
             with contextlib.suppress(LeydenWarning):  # where warnings are errors
                 warn(f"{names}: the run could not be saved: {error}", code="signal-save")
         else:
             if path is not None:
                 _say(f"{names}: the run is saved to {path!r}")
-        leaving = [n for n in pending if self._actions[n] == "exit" or (self._actions[n] == "requeue" and _requeue())]
-        self._leave(leaving)
+        # What was not saved would begin anew, for ever
+        requeued = path is not None and any(self._actions[number] == "requeue" for number in pending) and _requeue()
+        self._leave([n for n in pending if self._actions[n] == "exit" or (self._actions[n] == "requeue" and requeued)])
 
     def _leave(self, leaving: Sequence[int]) -> None:
         """Leave the run because of the first of these signals, if there are any.
@@ -197,7 +213,7 @@ class Signals:
         for number in leaving:
             if number != signal.SIGINT:
                 raise SystemExit(128 + number)
-            raise KeyboardInterrupt if _is_interactive() else RunInterrupted(128 + number)
+            raise _ctrl_c()
 
 
 def _is_handled(numbers: Mapping[int, str]) -> bool:
@@ -214,9 +230,10 @@ def _pass_on(number: int, frame: FrameType | None, handler: Any) -> None:
         os.kill(os.getpid(), number)
 
 
-def _is_interactive() -> bool:
-    """Whether somebody types into this process, in a notebook or at a prompt, who wants it back."""
-    return hasattr(sys, "ps1") or hasattr(builtins, "__IPYTHON__")
+def _ctrl_c() -> KeyboardInterrupt:
+    """What Ctrl-C raises: whoever types into this process, in a notebook or at a prompt, wants it back."""
+    is_interactive = hasattr(sys, "ps1") or hasattr(builtins, "__IPYTHON__")
+    return KeyboardInterrupt() if is_interactive else RunInterrupted(128 + signal.SIGINT)
 
 
 def _silence(terminals: Sequence[int]) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
+from leyden import checkpoint
 from leyden.callback import Callback
 from leyden.datamodule import LightningDataModule
 from leyden.errors import MisconfigurationException
@@ -245,6 +246,8 @@ class Trainer(Trials):
         ckpt_path: str | os.PathLike[str] | None = None,
         weights_only: bool | None = None,
         *,
+        trust: bool = False,
+        resume: Mapping[str, str] | None = None,
         train_dataloader: Any = None,
     ) -> None:
         """Train a module.
@@ -259,7 +262,11 @@ class Trainer(Trials):
             datamodule: may also stand in the place of ``train_dataloaders``.
             ckpt_path: a checkpoint to go on from: a path, a URL, "last" (the newest that the checkpoint callbacks have
                 written) or "best".
-            weights_only: None and True read the file as plain data; False trusts it, so that code in it may run.
+            weights_only: None and True read the file as plain data; False trusts it, as in Lightning.
+            trust: True lets code in the file run, if plain data is not all that it holds.
+            resume: what is not taken from that checkpoint, by component, such as ``{"lr": "replace", "schedulers":
+                "reset"}``: :mod:`leyden.checkpoint.choices` has all of them. Everything is compared before anything
+                changes, and what is done is printed. With "last" it is so at each start.
             train_dataloader: the 1.x spelling of ``train_dataloaders``.
 
         Raises:
@@ -268,7 +275,15 @@ class Trainer(Trials):
         train = train_dataloaders if train_dataloaders is not None else train_dataloader
         train, datamodule = _split(train, datamodule)
         body = functools.partial(self._fit, train=train, val=val_dataloaders)
-        self._run("fit", model, datamodule, body, Source(ckpt_path, weights_only))
+        if resume is not None:
+            checkpoint.Choices(resume)  # what is no choice at all is refused before anything starts
+            if ckpt_path is None:
+                raise MisconfigurationException(
+                    "trainer.fit(resume=...) says what is not taken from a checkpoint, and there is no ckpt_path",
+                    code="resume-without-file",
+                )
+        source = Source(ckpt_path, checkpoint.as_data(weights_only, trust), resume=resume)
+        self._run("fit", model, datamodule, body, source)
 
     def validate(
         self,
@@ -279,12 +294,13 @@ class Trainer(Trials):
         datamodule: LightningDataModule | None = None,
         weights_only: bool | None = None,
         *,
+        trust: bool = False,
         val_dataloaders: Any = None,
     ) -> list[dict[str, float]]:
         """Validate a module (the last one by default); returns what was logged, a dict for each loader."""
         given, datamodule = _split(dataloaders if dataloaders is not None else val_dataloaders, datamodule)
         body = functools.partial(self._evaluate, stage="validate", given=given, verbose=verbose)
-        source = Source(ckpt_path, weights_only, model is not None)
+        source = Source(ckpt_path, checkpoint.as_data(weights_only, trust), model is not None)
         return self._run("validate", self._chosen(model), datamodule, body, source)  # type: ignore[no-any-return]
 
     def test(
@@ -296,12 +312,13 @@ class Trainer(Trials):
         datamodule: LightningDataModule | None = None,
         weights_only: bool | None = None,
         *,
+        trust: bool = False,
         test_dataloaders: Any = None,
     ) -> list[dict[str, float]]:
         """Test a module (the last one by default); returns what was logged, a dict for each loader."""
         given, datamodule = _split(dataloaders if dataloaders is not None else test_dataloaders, datamodule)
         body = functools.partial(self._evaluate, stage="test", given=given, verbose=verbose)
-        source = Source(ckpt_path, weights_only, model is not None)
+        source = Source(ckpt_path, checkpoint.as_data(weights_only, trust), model is not None)
         return self._run("test", self._chosen(model), datamodule, body, source)  # type: ignore[no-any-return]
 
     def predict(
@@ -312,12 +329,14 @@ class Trainer(Trials):
         return_predictions: bool | None = None,
         ckpt_path: str | os.PathLike[str] | None = None,
         weights_only: bool | None = None,
+        *,
+        trust: bool = False,
     ) -> list[Any] | None:
         """Predict for all batches; a list of what ``predict_step`` returned, or a list of lists for several loaders."""
         dataloaders, datamodule = _split(dataloaders, datamodule)
         keeps = return_predictions is None or return_predictions
         body = functools.partial(self._predict, given=dataloaders, keeps=keeps)
-        source = Source(ckpt_path, weights_only, model is not None)
+        source = Source(ckpt_path, checkpoint.as_data(weights_only, trust), model is not None)
         return self._run("predict", self._chosen(model), datamodule, body, source)  # type: ignore[no-any-return]
 
 

@@ -8,7 +8,8 @@ from dataclasses import replace
 from typing import Any
 
 from leyden.callback import Callback
-from leyden.data.loaders import generators_of, parts_of
+from leyden.data.generators import generators_of
+from leyden.data.loaders import parts_of
 from leyden.data.sources import capped
 from leyden.errors import OrderError
 from leyden.fits import Fits

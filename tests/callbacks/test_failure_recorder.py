@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 import leyden
+import leyden.callbacks.failure_recorder as failure_recorder
 import modes
 from leyden import Callback, LightningModule, Trainer
 from leyden.callbacks import FailureRecorder
@@ -150,12 +151,111 @@ def test_a_replay_names_the_operation(tmp_path: Path) -> None:
         leyden.replay(file, faulty("one", bad_gradient))
 
 
+def in_the_forward_pass(loss: Tensor) -> Tensor:
+    """A number that torch's anomaly detection, which looks at the backward pass, does not find; a mask is none."""
+    masked = torch.zeros(2).masked_fill(torch.tensor([True, False]), -float("inf")).softmax(0).sum()
+    return loss + masked + (loss * 0 - 1).log()
+
+
+def test_a_replay_names_the_operation_of_the_forward_pass(tmp_path: Path) -> None:
+    with pytest.raises(NonFiniteError, match="the loss is not finite in batch 3"):
+        run("one", Arm(in_the_forward_pass), record_failures=tmp_path)
+    (file,) = tmp_path.iterdir()
+    with pytest.raises(
+        NonFiniteError, match=r"the loss is nan, first made by log in .*test_failure_recorder.py:\d+, ret"
+    ):
+        leyden.replay(file, faulty("one", in_the_forward_pass))
+
+
+def test_a_batch_that_is_not_finite(tmp_path: Path) -> None:
+    batch = [torch.ones(2, 3), torch.full((2, 1), float("nan"))]
+    with pytest.raises(NonFiniteError):
+        run("one", record_failures=tmp_path, loader=[batch])
+    (file,) = tmp_path.iterdir()
+    with pytest.raises(NonFiniteError, match="the loss is nan: the batch holds such numbers"):
+        leyden.replay(file, noisy(modes.build("one")))
+
+
+@pytest.mark.parametrize(("every", "precision"), [(1, "32-true"), (2, "64-true"), (16, "bf16-mixed")])
+def test_a_replay_tells_whether_it_is_the_recorded_run(
+    every: int, precision: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """All losses and gradients are compared, bit for bit, in the middle of a window too."""
+    options: dict[str, Any] = {"precision": precision, "val_check_interval": 2, "max_epochs": 2}
+    with pytest.raises(NonFiniteError, match="in batch 5 of epoch 1"):
+        run("accumulated", Arm(bad_gradient), FailureRecorder(tmp_path, every=every), **options)
+    (file,) = tmp_path.iterdir()
+    for module, said in (
+        (faulty("accumulated", bad_gradient), "bit for bit as recorded"),
+        (arm(modes.build("accumulated"), bad_gradient), "another run than the recorded one"),
+    ):
+        caplog.clear()
+        with pytest.raises(NonFiniteError) as caught:
+            leyden.replay(file, module, detect_anomaly=False)
+        told = [*caplog.messages, *getattr(caught.value, "__notes__", [])]
+        assert any(text.startswith(said) for text in told), told
+
+
+def test_great_numbers_are_finite(tmp_path: Path) -> None:
+    """Their squares are not."""
+    loader = [[torch.ones(2, 3), torch.full((2, 1), 1e18)]] * 2
+    run("one", record_failures=tmp_path, loader=loader, max_epochs=1)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_step_that_does_not_fail_again(tmp_path: Path) -> None:
     """The bug was fixed: the replay says so by returning."""
     fail("one", tmp_path, "nan")
     (file,) = tmp_path.iterdir()
     trainer = leyden.replay(file, noisy(modes.build("one")))
     assert (trainer.current_epoch, trainer.clocks.batch_idx) == (EPOCH + 1, BATCH)
+
+
+class Arrival:
+    """Stands for a CUDA event: what was sent is there after some questions, or when it is waited for."""
+
+    def __init__(self, questions: int) -> None:
+        self.left = questions
+
+    def query(self) -> bool:
+        self.left -= 1
+        return self.left < 0
+
+    def synchronize(self) -> None:
+        self.left = 0
+
+
+@pytest.mark.parametrize("questions", [0, 1, 100])
+@pytest.mark.parametrize("every", [1, 2, 16])
+def test_a_device_that_answers_late(every: int, questions: int, tmp_path: Path, monkeypatch: Any) -> None:
+    """As on a GPU, where nobody waits for the number: the record is of the step that has failed, not of a later one."""
+    monkeypatch.setattr(failure_recorder, "_is_late", lambda size: True)
+    monkeypatch.setattr(failure_recorder, "_send", lambda sizes: (torch.stack(sizes), Arrival(questions)))
+    armed = Arm(bad_gradient)
+    with pytest.raises(NonFiniteError, match="a gradient of optimizer 0 is not finite in batch 3 of epoch 1"):
+        run("one", armed, FailureRecorder(tmp_path, every=every))
+    assert len(armed.module.seen) > 10 or questions == 0  # steps that followed
+    monkeypatch.undo()
+    again = replayed("one", tmp_path, "gradient")
+    here = [[entry for entry in seen if entry[:2] == (EPOCH, BATCH)] for seen in (armed.module.seen, again.seen)]
+    assert differences(*here) == []
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_no_step_waits(tmp_path: Path) -> None:
+    """torch raises at every call that would synchronise, between two copies of the state."""
+
+    class Strict(Callback):
+        def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+            torch.cuda.set_sync_debug_mode("error" if batch_idx > 0 else "default")
+
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+            torch.cuda.set_sync_debug_mode("default")
+
+    run("one", Strict(), record_failures=tmp_path, accelerator="cuda")
+    armed = Arm(bad_gradient)
+    with pytest.raises(NonFiniteError, match="batch 3 of epoch 1"):
+        run("one", armed, record_failures=tmp_path, accelerator="cuda")
 
 
 def test_the_recorder_changes_nothing(tmp_path: Path) -> None:
@@ -218,7 +318,7 @@ def test_an_exception_says_where_its_record_is(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="bad") as caught:
         run("one", Arm(explode), record_failures=tmp_path)
     notes = getattr(caught.value, "__notes__", None)
-    assert notes is None or any(f"leyden replay {tmp_path}" in note for note in notes)  # Python >= 3.11
+    assert notes is None or any(f"leyden.replay('{tmp_path}" in note for note in notes)  # Python >= 3.11
 
 
 def test_a_checkpoint_is_no_record(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import pytest
 import pytorch_lightning
 import torch
 import yaml
+from torch.utils.data import DataLoader
 
 import leyden
 from leyden import Callback
@@ -399,6 +400,8 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "epochs and every": ({"every": "5 steps", "every_n_epochs": 1}, "checkpoint-triggers"),
     "time and steps": ({"train_time_interval": timedelta(0), "every_n_train_steps": 1}, "checkpoint-triggers"),
     "template": ({"filename": "{val_loss:.2fx}"}, "checkpoint-filename"),
+    "a link in a bucket": ({"dirpath": "s3://bucket/run", "save_last": "link"}, "checkpoint-save-last"),
+    "on_save_error": ({"on_save_error": "ignore"}, "checkpoint-on-save-error"),
 }
 
 
@@ -420,7 +423,7 @@ def test_a_folder_that_takes_no_files(tmp_path: Path) -> None:
 
 
 def test_a_file_that_cannot_be_written(tmp_path: Path) -> None:
-    """The error names the file and the cause; what was saved before is still there."""
+    """The error names the file and the cause; what was saved before is still there. See test_background as well."""
 
     class Full(Callback):
         def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
@@ -452,6 +455,30 @@ def test_the_old_file_goes_after_the_new_one_came(tmp_path: Path, monkeypatch: p
     ]
 
 
+@pytest.mark.parametrize("asynchronous", [False, True])
+@pytest.mark.parametrize("given", [{}, {"monitor": "epoch", "mode": "max", "save_top_k": 2}, {"save_last": True}])
+def test_the_old_file_goes_when_the_new_one_is_durable(
+    given: dict[str, Any], asynchronous: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder has reached the disk since the last file took its name."""
+    events: list[str] = []
+    sync, replace, remove = os.fsync, os.replace, os.remove
+
+    def note_sync(handle: int) -> None:
+        sync(handle)
+        events.extend(["durable"] if os.path.isdir(f"/dev/fd/{handle}") else [])
+
+    monkeypatch.setattr(os, "fsync", note_sync)
+    monkeypatch.setattr(os, "replace", lambda *paths: (replace(*paths), events.append("new")))
+    monkeypatch.setattr(os, "remove", lambda path: (remove(path), str(path).endswith("t") and events.append("gone")))
+    callback = ModelCheckpoint(tmp_path, filename="{epoch}", asynchronous=asynchronous, **given)
+    run("one", [callback], enable_checkpointing=True, max_epochs=4)
+    assert events.count("gone") == 4 - given.get("save_top_k", 1)
+    for index, event in enumerate(events):
+        before = [name for name in events[:index] if name != "gone"]
+        assert event != "gone" or before[-1] == "durable"
+
+
 def test_removes_nothing_of_others(tmp_path: Path) -> None:
     """A run that goes on from another's state, in another folder, leaves its files alone; so it does in its own."""
     first = ModelCheckpoint(tmp_path / "first", filename="{epoch}")
@@ -469,6 +496,29 @@ def test_removes_nothing_of_others(tmp_path: Path) -> None:
     assert (tmp_path / "second" / "epoch=0.ckpt").read_text() == "mine"
 
 
+OTHERS = ("epoch=0.ckpt", "epoch=1.ckpt", "epoch=3.ckpt", "last.ckpt", "last-v1.ckpt", ".leyden-1.ckpt", "notes.txt")
+
+
+@pytest.mark.filterwarnings("ignore:.*checkpoint-folder-not-empty")
+@pytest.mark.parametrize("asynchronous", [False, True])
+@pytest.mark.parametrize(
+    "given",
+    [{}, {"save_last": True}, {"save_last": "link"}, {"monitor": "train_loss", "save_top_k": 2, "save_last": "link"}],
+)
+def test_files_of_others_with_its_own_names(given: dict[str, Any], asynchronous: bool, tmp_path: Path) -> None:
+    """They are neither deleted nor overwritten, by the fit nor by one that goes on from it."""
+    for name in OTHERS:
+        (tmp_path / name).write_text("mine")
+    for epochs in (2, 5):
+        callback = ModelCheckpoint(tmp_path, filename="{epoch}", asynchronous=asynchronous, **given)
+        trainer = leyden.Trainer(max_epochs=epochs, callbacks=[callback], enable_progress_bar=False)
+        trainer.fit(build("one"), [(torch.ones(2, 3), torch.ones(2, 1))] * 6, ckpt_path="last" if epochs == 5 else None)
+        assert trainer.current_epoch == epochs
+        assert {name: (tmp_path / name).read_text(errors="replace") for name in OTHERS} == dict.fromkeys(OTHERS, "mine")
+    kept = {*os.listdir(tmp_path)} - {*OTHERS}
+    assert len(kept) == given.get("save_top_k", 1) + bool(given.get("save_last"))
+
+
 def test_keeps_what_it_goes_on_from(tmp_path: Path) -> None:
     """R149, R161: the state comes back from the file; the file itself stays, by whatever name it was given."""
     first = ModelCheckpoint(tmp_path, save_last="link", filename="{epoch}")
@@ -484,7 +534,7 @@ def test_keeps_what_it_goes_on_from(tmp_path: Path) -> None:
 
 def go_on(callback: ModelCheckpoint, path: Path, max_epochs: int) -> None:
     trainer = leyden.Trainer(max_epochs=max_epochs, callbacks=[callback], enable_progress_bar=False)
-    trainer.fit(build("one"), [(torch.ones(2, 3), torch.ones(2, 1))] * 6, ckpt_path=path)
+    trainer.fit(build("one"), DataLoader([(torch.ones(2, 3), torch.ones(2, 1))] * 6, batch_size=None), ckpt_path=path)
 
 
 def test_steps_go_on_where_they_were(tmp_path: Path) -> None:

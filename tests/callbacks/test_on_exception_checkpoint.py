@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import pytorch_lightning
 import torch
+from torch.utils.data import DataLoader
 
 import leyden
 from leyden import Callback
@@ -91,7 +92,7 @@ def test_the_file_has_served_when_a_fit_succeeds(resumes: bool, tmp_path: Path) 
     if resumes:  # as in a new process
         callback = OnExceptionCheckpoint(tmp_path)
     trainer = leyden.Trainer(max_epochs=3, callbacks=[callback], enable_progress_bar=False)
-    trainer.fit(module, [(torch.ones(2, 3), torch.ones(2, 1))] * 6, ckpt_path=path)
+    trainer.fit(module, DataLoader([(torch.ones(2, 3), torch.ones(2, 1))] * 6, batch_size=None), ckpt_path=path)
     assert not path.exists()
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 import leyden
+import resumption
 from leyden.callbacks import EMAWeightAveraging, WeightAveraging
 from modes import MODES, SHARED, build, run
 
@@ -176,3 +177,16 @@ def test_a_save_within_a_validation_keeps_average_and_weights_apart(tmp_path: Pa
     for key in ("state_dict", "current_model_state", "averaging_state"):
         assert_same_state(before[key], within[key])
     assert not torch.equal(within["state_dict"]["head.weight"], within["current_model_state"]["head.weight"])
+
+
+def test_a_validation_that_goes_on_has_the_average(tmp_path: Path) -> None:
+    """It was broken off after its first batch; what it logs is what it would have logged."""
+    values = {}
+    for path in (None, tmp_path / "a.ckpt"):
+        save = resumption.SaveAt(tmp_path / "a.ckpt", "on_validation_batch_end", 1, 5, number=1)
+        savers = [save] if path is None else []
+        outcome = resumption.run("one", averaging("ema"), *savers, ckpt_path=path, max_epochs=2)
+        values[path] = outcome.trainer.callback_metrics["val_loss"], outcome.module.state_dict()
+    (value, whole), (found, resumed) = values.values()
+    assert torch.equal(value, found)
+    assert_same_state(whole, resumed)

@@ -20,10 +20,12 @@ import pytest
 import torch
 from pytorch_lightning.core.saving import pl_load
 
+import faults
 import modes
+from leyden import Trainer
 from leyden.callbacks import ModelCheckpoint
-from leyden.checkpoint import read_checkpoint, write_checkpoint, writing
-from leyden.errors import CheckpointError, CheckpointNotFoundError, LeydenError
+from leyden.checkpoint import integrity, read_checkpoint, write_checkpoint, writing
+from leyden.errors import CheckpointError, CheckpointNotFoundError, InvalidValueError, LeydenError
 
 GOOD = {"state_dict": {"weight": torch.arange(3.0)}, "epoch": 1}
 
@@ -49,6 +51,69 @@ def test_a_file_is_durable_before_it_has_its_name(tmp_path: Path, monkeypatch: p
     assert events == ["folder", "folder", "file", "rename", "folder"]  # each folder that was made, in its parent
     assert [path.name for path in (tmp_path / "new" / "folder").iterdir()] == ["a.ckpt"]
     assert read_checkpoint(tmp_path / "new" / "folder" / "a.ckpt")["state_dict"]["weight"].tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("part", "told"),
+    [(torch.arange(3.0).numpy().tobytes(), "the CRC-32 differs"), (b"leyden:1:", "the digest differs")],
+)
+def test_a_file_is_read_back_before_it_has_its_name(
+    part: bytes, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Something else than what was written has arrived: the older file stays."""
+    write_checkpoint(GOOD, tmp_path / "a.ckpt")
+
+    def spoil(path: str) -> None:
+        integrity.seal(path)
+        bad = bytearray(Path(path).read_bytes())
+        bad[bad.index(part) + len(part) - 1 + (told == "the digest differs")] ^= 1
+        Path(path).write_bytes(bad)
+
+    monkeypatch.setattr(writing, "seal", spoil)
+    with pytest.raises(CheckpointError, match=rf"a\.ckpt' was not written: DamagedError: .* {told}"):
+        write_checkpoint({**GOOD, "epoch": 2}, tmp_path / "a.ckpt")
+    assert read_checkpoint(tmp_path / "a.ckpt")["epoch"] == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["a.ckpt"]
+
+
+@pytest.mark.parametrize("is_read_meanwhile", [True, False])
+def test_large_tensors_are_read_back_while_the_file_is_written(
+    is_read_meanwhile: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a thread; and when all is there, where it could not read."""
+    content, write, crc = {"state_dict": {"weight": torch.ones(10_000)}}, integrity.ReadBack.write, integrity._crc
+    threads: set[str] = set()
+
+    def spoil(file: Any, data: Any) -> int:
+        bad = bytearray(data)
+        bad[-1] ^= len(bad) > 10_000
+        return write(file, bad)
+
+    def note(*args: Any) -> int:
+        threads.add(threading.current_thread().name)
+        if threading.current_thread() is not threading.main_thread() and not is_read_meanwhile:
+            raise OSError(5, "Input/output error")
+        return crc(*args)
+
+    monkeypatch.setattr(integrity, "_crc", note)
+    write_checkpoint(content, tmp_path / "a.ckpt")
+    assert len(threads) == 2
+    monkeypatch.setattr(integrity.ReadBack, "write", spoil)
+    with pytest.raises(CheckpointError, match=r"b\.ckpt' was not written: DamagedError: .*data/0' is damaged"):
+        write_checkpoint(content, tmp_path / "b.ckpt")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.ckpt"]
+
+
+def test_a_file_is_written_while_the_interpreter_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which takes no more threads then."""
+
+    def refuse(thread: Any) -> None:
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    for epoch in (1, 2):
+        write_checkpoint({**GOOD, "epoch": epoch}, tmp_path / "a.ckpt")
+        assert read_checkpoint(tmp_path / "a.ckpt")["epoch"] == epoch
 
 
 def test_a_file_has_the_rights_of_any_new_file(tmp_path: Path) -> None:
@@ -133,9 +198,11 @@ def test_nothing_is_staged_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyP
     """Where TMPDIR lies on another file system, is full or is missing, nobody notices."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
     write_checkpoint(GOOD, tmp_path / "a.ckpt")
+    write_checkpoint(GOOD, f"file://{tmp_path}/b.ckpt")  # for which fsspec would stage
+    assert read_checkpoint((tmp_path / "b.ckpt").as_uri())["epoch"] == 1
     monkeypatch.setattr(urllib.request, "urlopen", lambda address: (tmp_path / "a.ckpt").open("rb"))
     assert read_checkpoint("https://example.org/a.ckpt")["epoch"] == 1
-    modes.run("one", [ModelCheckpoint(tmp_path / "run")], max_epochs=1, enable_checkpointing=True)
+    modes.run("one", [ModelCheckpoint(f"file://{tmp_path}/run")], max_epochs=1, enable_checkpointing=True)
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["epoch=0-step=6.ckpt"]
 
 
@@ -157,14 +224,17 @@ def test_the_cause_is_told_where_torch_does_not(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.rglob("*")] == ["\u00fc"]
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_folder_that_may_not_be_written(tmp_path: Path) -> None:
-    tmp_path.chmod(0o500)
-    try:
-        with pytest.raises(CheckpointError, match="Permission denied"):
+    """The rehearsal tells it before the first step; root, who may write everywhere, asks a disk that is read-only."""
+    disk = faults.Disk(tmp_path, 1, faults.READ_ONLY)
+    trainer = Trainer(max_epochs=1, callbacks=[ModelCheckpoint(tmp_path)], enable_progress_bar=False)
+    with disk.failing():
+        with pytest.raises(CheckpointError, match=r"a\.ckpt' was not written: OSError: .*Read-only file system"):
             write_checkpoint(GOOD, tmp_path / "a.ckpt")
-    finally:
-        tmp_path.chmod(0o700)
+        with pytest.raises(InvalidValueError, match=r"cannot write to .*\(Read-only file system\)"):
+            trainer.fit(modes.build("one"), modes.DATA)
+    assert trainer.clocks.micro_batches == 0
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_is_a_file(tmp_path: Path) -> None:
@@ -229,7 +299,7 @@ def hostile(path: Path) -> Path:
 def test_code_in_a_file_does_not_run(weights_only: bool | None, tmp_path: Path) -> None:
     """R160: the refusal names what the file wanted, and how to trust it."""
     made = hostile(tmp_path / "a.ckpt")
-    with pytest.raises(CheckpointError, match=r"mkdir.*weights_only=False \[checkpoint-untrusted\]"):
+    with pytest.raises(CheckpointError, match=r"mkdir.*trust=True \[checkpoint-untrusted\]"):
         read_checkpoint(tmp_path / "a.ckpt", weights_only=weights_only)
     assert not made.exists()
     read_checkpoint(tmp_path / "a.ckpt", weights_only=False)

@@ -13,7 +13,7 @@ from torch import nn
 import modes
 from leyden import LightningModule, Trainer
 from leyden.callbacks import EarlyStopping, ModelCheckpoint
-from leyden.errors import CheckpointNotFoundError, InvalidValueError, LeydenWarning
+from leyden.errors import CheckpointError, CheckpointNotFoundError, InvalidValueError, LeydenWarning
 
 
 class Module(LightningModule):
@@ -128,6 +128,47 @@ def test_there_is_no_last(tmp_path: Path) -> None:
     assert trainer.current_epoch == 3
     with pytest.warns(LeydenWarning, match="no callback writes any"):
         build(default_root_dir=tmp_path).fit(Module(), modes.DATA, ckpt_path="last")
+
+
+@pytest.mark.parametrize("folders", [("a", "b"), ("a", "a")])
+def test_the_last_is_one_to_go_on_from(folders: tuple[str, str], tmp_path: Path) -> None:
+    """A newer one that holds weights only is for evaluations."""
+
+    def savers() -> tuple[ModelCheckpoint, ModelCheckpoint]:
+        whole = ModelCheckpoint(tmp_path / folders[0], "{step}", every_n_train_steps=4)
+        return whole, ModelCheckpoint(tmp_path / folders[1], "weights-{epoch}", save_weights_only=True)
+
+    fitted(*savers())
+    trainer = build(*savers())
+    trainer.fit_loop.max_epochs = 4
+    trainer.fit(Module(), modes.DATA, ckpt_path="last")
+    assert Path(str(trainer.ckpt_path)).name == "step=16.ckpt"
+    evaluate(trainer, "test", Module(), ckpt_path="last")
+    assert Path(str(trainer.ckpt_path)).name == "weights-epoch=3.ckpt"
+
+
+def damage(path: Path) -> None:
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+
+
+@pytest.mark.parametrize("in_new_process", [False, True])
+def test_the_last_is_one_that_is_whole(in_new_process: bool, tmp_path: Path) -> None:
+    """A damaged file is passed over, which is told; one that was written before it is taken."""
+    checkpoint = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
+    trainer, module = fitted(checkpoint)
+    damage(tmp_path / "epoch=2.ckpt")
+    if in_new_process:
+        trainer = build(ModelCheckpoint(tmp_path))
+    with pytest.warns(
+        LeydenWarning, match=r"goes on from '.*epoch=1\.ckpt'.*epoch=2\.ckpt': its end.*\[checkpoint-fallback"
+    ):
+        evaluate(trainer, "test", module, ckpt_path="last")
+    assert (Path(str(trainer.ckpt_path)).name, module.seen) == ("epoch=1.ckpt", [12.0])
+    for path in tmp_path.iterdir():
+        damage(path)
+    with pytest.raises(CheckpointError, match=r"finds damaged files only: .*\[checkpoint-last\]"):
+        evaluate(trainer, "test", module, ckpt_path="last")
 
 
 def test_a_path_that_is_not_there_shows_before_anything_is_done(tmp_path: Path) -> None:

@@ -66,16 +66,32 @@ def test_metric_objects_go_on(hook: str, batch: int, tmp_path: Path) -> None:
     assert differences(whole.module.sums[-2:], second.module.sums) == []
 
 
+def test_a_validation_leaves_no_mode_behind(tmp_path: Path) -> None:
+    """Metric objects change their hash with what they hold, so that their modes are found by other means."""
+
+    def evaluated() -> Any:
+        module = build()
+        module.validation_step = lambda batch, batch_idx: module.accuracy(torch.ones(2), torch.ones(2).int())
+        return module
+
+    run("one", SaveAt(tmp_path / "a.ckpt", "on_validation_batch_end", 1, 5, 1), module=evaluated())
+    assert torch.load(tmp_path / "a.ckpt")["leyden"]["switches"] == {"trained": {}, "training": {}}
+    second = run("one", seed=9, ckpt_path=tmp_path / "a.ckpt", module=evaluated())
+    assert all(part.training for part in second.module.modules())
+
+
 def test_a_metric_object_that_no_attribute_holds_starts_anew(tmp_path: Path) -> None:
     """Its state cannot be found in another process, so that its values are those since the resume."""
 
     def hidden() -> Any:
-        module = build()
+        module, held_by_nobody = build(), MeanMetric()
         step = module.training_step
 
         def training_step(batch: Any, batch_idx: int) -> Any:
             loss = step(batch, batch_idx)
-            module.log("hidden", module.in_list[0], on_step=False, on_epoch=True)
+            held_by_nobody.update(loss.detach())
+            module.log("hidden", held_by_nobody, on_step=False, on_epoch=True)
+            module.log("listed", module.in_list[0], on_step=False, on_epoch=True)
             return loss
 
         module.training_step = training_step
@@ -83,6 +99,8 @@ def test_a_metric_object_that_no_attribute_holds_starts_anew(tmp_path: Path) -> 
 
     run("one", SaveAt(tmp_path / "a.ckpt", "on_train_batch_end", 1, 3), module=hidden())
     checkpoint = torch.load(tmp_path / "a.ckpt")
-    assert "hidden" not in [entry["name"] for entry in checkpoint["leyden"]["results"]["entries"]]
+    names = [entry["name"] for entry in checkpoint["leyden"]["results"]["entries"]]
+    assert "listed" in names
+    assert "hidden" not in names
     second = run("one", seed=9, ckpt_path=tmp_path / "a.ckpt", module=hidden())
     assert "hidden" in second.state["metrics"]

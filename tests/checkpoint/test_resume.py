@@ -48,10 +48,6 @@ def without_a_break(name: str, **options: Any) -> Outcome:
 @pytest.mark.parametrize("name", modes.MODES)
 def test_a_resumed_run_is_the_run_without_a_break(name: str, place: str, tmp_path: Path) -> None:
     """R148, R152, R154, V10: weights, optimizers, schedulers, clocks, random numbers and rows go on."""
-    if (name, place) in (("accumulated", "first batch"),):
-        pytest.skip("in the middle of a window")
-    if (name, place) == ("accumulated", "first batch"):
-        pytest.skip("in the middle of a window")
     hook, epoch, batch, options = PLACES[place]
     if place == "limit of steps":
         options = {"max_steps": STEPS[name]}
@@ -219,8 +215,9 @@ def test_every_part_goes_on(setting: str, place: str, tmp_path: Path) -> None:
 
 
 def content(path: Path) -> dict[str, Any]:
-    """A whole file, without the time that was taken."""
+    """A whole file, without the time that was taken and the callbacks that have saved."""
     checkpoint: dict[str, Any] = torch.load(path)
+    checkpoint["leyden"].get("plan", {}).pop("callbacks", None)
     del checkpoint["leyden"]["clocks"]["seconds_before"]
     return checkpoint
 

@@ -237,7 +237,7 @@ def test_a_state_is_found_by_the_keys_of_all_versions(tmp_path: Path) -> None:
 
 def test_a_state_that_nobody_takes_is_told(tmp_path: Path) -> None:
     fit(leyden, Plain(), modes.DATA, Keyed()).save_checkpoint(tmp_path / "a.ckpt")
-    with pytest.warns(LeydenWarning, match=r"Keyed\{'monitor': 'loss'\}.*\[resume-callbacks\]"):
+    with pytest.warns(LeydenWarning, match=r"(?s)Keyed\{'monitor': 'loss'\}.*\[resume-differs\]"):
         fit(leyden, Plain(), modes.DATA, ckpt_path=tmp_path / "a.ckpt", max_epochs=2)
 
 
@@ -421,16 +421,16 @@ class Scheduled(Plain):
 
 
 @pytest.mark.parametrize(
-    ("kind", "code", "says"),
+    ("kind", "says"),
     [
-        (Wider, "checkpoint-weights", "size mismatch for layer.weight"),
-        (Two, "resume-optimizers", "optimizer 0 .* Joint"),
-        (Scheduled, "resume-optimizers", "0 schedulers, and configure_optimizers returned 1"),
+        (Wider, r"layer.weight is \(1, 3\) in the file and \(2, 3\) here"),
+        (Two, r"optimizer 0.0 \(SGD of layer.weight\) is Adam in the file"),
+        (Scheduled, r"scheduler 0 \(StepLR\) is not in the file"),
     ],
 )
-def test_what_does_not_fit_is_named(kind: Any, code: str, says: str, tmp_path: Path) -> None:
+def test_what_does_not_fit_is_named(kind: Any, says: str, tmp_path: Path) -> None:
     fit(leyden, Plain(), modes.DATA).save_checkpoint(tmp_path / "a.ckpt")
-    with pytest.raises(CheckpointError, match=rf"(?s){says}.*\[{code}\]"):
+    with pytest.raises(CheckpointError, match=rf"(?s){says}.*\[resume-mismatch\]"):
         fit(leyden, kind(), modes.DATA, ckpt_path=tmp_path / "a.ckpt", max_epochs=2)
 
 
@@ -447,7 +447,7 @@ def test_strict_loading(tmp_path: Path) -> None:
             pass
 
     trainer = leyden.Trainer(accelerator="cpu", enable_progress_bar=False)
-    with pytest.raises(CheckpointError, match="Missing key"):
+    with pytest.raises(CheckpointError, match=r"(?s)missing in the file: extra.*\[checkpoint-weights\]"):
         trainer.test(More(), modes.DATA, ckpt_path=tmp_path / "a.ckpt")
     module = More()
     module.strict_loading = False
@@ -466,5 +466,5 @@ def test_a_loader_with_fewer_batches_than_were_used(tmp_path: Path) -> None:
                 self.trainer.save_checkpoint(tmp_path / "a.ckpt")
 
     fit(leyden, Save(), modes.DATA)
-    with pytest.raises(CheckpointError, match=r"fewer than the 4 batches.*\[resume-data\]"):
+    with pytest.raises(CheckpointError, match=r"(?s)batches of the loader: 6 then, 2 now.*\[resume-mismatch\]"):
         fit(leyden, Plain(), modes.DATA[:2], ckpt_path=tmp_path / "a.ckpt")

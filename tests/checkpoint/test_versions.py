@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ from torch import nn
 import modes
 from leyden import Callback, LightningModule, Trainer
 from leyden.callbacks import ModelCheckpoint
+from leyden.checkpoint import writing
 from leyden.loggers import CSVLogger, Logger, TensorBoardLogger
 
 
@@ -95,6 +99,22 @@ def test_a_run_is_broken_off_again_and_again(tmp_path: Path) -> None:
     again = start(CSVLogger(tmp_path / "run"))
     assert again.logger.version == 1  # before the first checkpoint there is nothing to go on with
     assert rows(again.logger.log_dir) == rows(whole.logger.log_dir)
+
+
+@FIRST
+def test_a_run_that_was_killed_in_its_first_save_leaves_no_file(tmp_path: Path) -> None:
+    """The next start takes another version, and nobody else would look into the folder of this one."""
+    with subprocess.Popen([sys.executable, "-c", ""]) as dead:
+        pass
+    alive, stale = (
+        tmp_path / "lightning_logs/version_0/checkpoints" / f".leyden-a.{writing._HOST}-{pid}.partial"
+        for pid in (os.getppid(), dead.pid)
+    )
+    stale.parent.mkdir(parents=True)
+    alive.touch()
+    stale.touch()
+    assert start(CSVLogger(tmp_path)).logger.version == 1
+    assert list(stale.parent.iterdir()) == [alive]
 
 
 @FIRST

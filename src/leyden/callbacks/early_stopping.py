@@ -12,7 +12,7 @@ from torch import Tensor
 from leyden.callback import Callback
 from leyden.callbacks.monitored import describe_missing, validation_ends_epochs
 from leyden.errors import InvalidValueError, OrderError
-from leyden.rank import rank_zero_warn
+from leyden.rank import rank_zero_info, rank_zero_warn
 
 if TYPE_CHECKING:
     from leyden.module import LightningModule
@@ -102,6 +102,7 @@ class EarlyStopping(Callback):
         self._asked = check_on_train_epoch_end
         self._checks_epochs = True
         self._in_fit = False
+        self._had_stopped = False  # the run that is resumed
 
     @property
     def state_key(self) -> str:
@@ -117,6 +118,16 @@ class EarlyStopping(Callback):
         """Find out when to check: at the end of epochs, unless validations come at other times."""
         self._in_fit = stage == "fit"
         self._checks_epochs = validation_ends_epochs(trainer) if self._asked is None else self._asked
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Do not train on where a checkpoint says that the fit was stopped."""
+        if self._had_stopped:
+            if not trainer.should_stop:  # else the fit has told it
+                rank_zero_info(
+                    "EarlyStopping has stopped the run that wrote the checkpoint, so this fit ends; leave it out to "
+                    "train on"
+                )
+            trainer.should_stop, self._had_stopped = True, False
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check, if epochs are checked.
@@ -155,6 +166,7 @@ class EarlyStopping(Callback):
         self.patience = state_dict["patience"]
         self.stopping_reason = EarlyStoppingReason(state_dict.get("stopping_reason", 0))
         self.stopping_reason_message = state_dict.get("stopping_reason_message")
+        self._had_stopped = self.stopping_reason is not EarlyStoppingReason.NOT_STOPPED
 
     def _check(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.fast_dev_run:

@@ -6,9 +6,9 @@ import functools
 import os
 from typing import TYPE_CHECKING, Any, Final
 
-from leyden.callbacks.checkpoint import Checkpoint, save_despite
+from leyden.callbacks.checkpoint import Checkpoint, rehearse_fit, save_despite
+from leyden.checkpoint.places import exists, remove
 from leyden.errors import InvalidValueError
-from leyden.loggers.folders import make_folder
 
 if TYPE_CHECKING:
     from leyden.module import LightningModule
@@ -22,7 +22,8 @@ class OnExceptionCheckpoint(Checkpoint):
     saved before training has begun, and under ``fast_dev_run``.
 
     Args:
-        dirpath: folder of the file; made when the fit starts, so that one that takes no files shows then.
+        dirpath: folder of the file, or an address; written to when the fit starts, so that one that takes no files
+            shows then.
         filename: name of the file without its extension; a file of an earlier run is replaced.
 
     Raises:
@@ -50,14 +51,18 @@ class OnExceptionCheckpoint(Checkpoint):
         return os.path.join(self.dirpath, self.filename + self.FILE_EXTENSION)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Make the folder.
+        """Nothing is trained yet."""
+        self._has_begun = False
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Make the folder and write to it.
 
         Raises:
             InvalidValueError: it takes no files (``checkpoint-folder``).
+            CheckpointError: hyper-parameters that are no data (``checkpoint-object``).
         """
-        self._has_begun = False
-        if stage == "fit" and not trainer.fast_dev_run and trainer.is_global_zero:
-            make_folder(self.dirpath, self, code="checkpoint-folder")
+        if not trainer.fast_dev_run and trainer.is_global_zero:
+            rehearse_fit(self, self.dirpath, pl_module, trainer.datamodule)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """From here on there is something to lose."""
@@ -71,8 +76,8 @@ class OnExceptionCheckpoint(Checkpoint):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """After a fit that succeeded: remove the file that an earlier, failed part of it has left."""
-        if stage == "fit" and self._written and trainer.is_global_zero and os.path.isfile(self._written):
-            os.remove(self._written)
+        if stage == "fit" and self._written and trainer.is_global_zero and exists(self._written):
+            remove(self._written)
         self._written = "" if stage == "fit" else self._written
 
     def state_dict(self) -> dict[str, Any]:

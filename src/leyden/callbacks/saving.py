@@ -83,7 +83,8 @@ class Saves:
         from.
         """
         for path in owner._outdated:
-            if path and trainer.is_global_zero and absolute(os.path.dirname(path)).startswith(owner.dirpath or ""):
+            is_ours = f"{absolute(os.path.dirname(path))}/".startswith(f"{owner.dirpath}/")
+            if is_ours and trainer.is_global_zero:
                 self.then(functools.partial(_remove_unless, path, owner._resumed))
         self.then(functools.partial(setattr, owner, "_outdated", ()))
 

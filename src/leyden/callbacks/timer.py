@@ -48,6 +48,7 @@ class Timer(Callback):
         self._starts: dict[str, float] = {}
         self._ends: dict[str, float] = {}
         self._before = 0.0  # seconds of training before the checkpoint that this run goes on from
+        self._has_stopped = False
 
     def start_time(self, stage: str = "train") -> float | None:
         """When a stage began last, in seconds of ``time.monotonic``; None if it did not.
@@ -74,8 +75,10 @@ class Timer(Callback):
         return None if self._seconds is None else self._seconds - self.time_elapsed(stage)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Do not train if a checkpoint says that the time is over."""
+        """Do not train if a checkpoint says that the time is over; train on if it was, and there is more now."""
         self._starts.pop("train", None)
+        if self._has_stopped:
+            trainer.should_stop = self._has_stopped = False
         self._check(trainer, pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -116,11 +119,13 @@ class Timer(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Seconds by stage."""
-        return {"time_elapsed": {stage: self.time_elapsed(stage) for stage in _STAGES}}
+        elapsed = {stage: self.time_elapsed(stage) for stage in _STAGES}
+        return {"time_elapsed": elapsed, "has_stopped": self._has_stopped}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on counting from the training's seconds."""
         self._before = float(state_dict.get("time_elapsed", {}).get("train", 0.0))
+        self._has_stopped = bool(state_dict.get("has_stopped"))
 
     def _start(self, stage: str) -> None:
         self._starts[stage] = time.monotonic()
@@ -131,7 +136,7 @@ class Timer(Callback):
             return
         elapsed = self.time_elapsed()
         if trainer.strategy.broadcast(elapsed >= self._seconds):  # the first process's clock is everybody's
-            trainer.should_stop = True
+            trainer.should_stop = self._has_stopped = True
             if self._verbose:
                 pl_module.print(f"The time is over: {timedelta(seconds=int(elapsed))} of training. The fit ends.")
 

@@ -41,6 +41,7 @@ class WeightAveraging(Callback):
         self._restored: dict[str, Any] | None = None  # parts of a checkpoint that was read
         self._has_average = False
         self._is_swapped = False
+        self._was_swapped = False  # when a checkpoint was written in the middle of a validation
         self._in_fit = False
         self._asked_step = 0
         self._latest_update_step = 0
@@ -93,7 +94,16 @@ class WeightAveraging(Callback):
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Validate the average."""
+        self._was_swapped = False
         if self._in_fit and self._has_average:
+            self._swap(pl_module)
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Go on with the average in a validation that goes on."""
+        if self._was_swapped:
+            self._was_swapped = False
             self._swap(pl_module)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -114,12 +124,14 @@ class WeightAveraging(Callback):
                     current.copy_(average)
 
     def state_dict(self) -> dict[str, Any]:
-        """The step that was averaged last."""
-        return {"latest_update_step": self._latest_update_step}
+        """The step that was averaged last, and whether a validation runs, with the average."""
+        swapped = {"is_swapped": True} if self._is_swapped else {}
+        return {"latest_update_step": self._latest_update_step, **swapped}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take back what ``state_dict`` returned."""
         self._latest_update_step = state_dict["latest_update_step"]
+        self._was_swapped = state_dict.get("is_swapped", False)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Put the average in the module's place; the weights that are trained go to "current_model_state"."""

@@ -7,39 +7,49 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from leyden.checkpoint.background import Writer
-    from leyden.checkpoint.files import read_checkpoint
+    from leyden.checkpoint.choices import Choices
+    from leyden.checkpoint.exports import export
+    from leyden.checkpoint.files import as_data, read_checkpoint
     from leyden.checkpoint.find import find_checkpoint
     from leyden.checkpoint.from_file import load_datamodule, load_module
     from leyden.checkpoint.layout import dump
-    from leyden.checkpoint.position import mark
+    from leyden.checkpoint.position import mark, restore_own
     from leyden.checkpoint.progress import place_of
-    from leyden.checkpoint.restore import restore_module, restore_optimizers
+    from leyden.checkpoint.restore import restore_module
     from leyden.checkpoint.resume import Running, capture, check_limits, is_mid_step, restore_place, set_clocks
+    from leyden.checkpoint.resumption import Resumption
+    from leyden.checkpoint.structure import options_of, outline
     from leyden.checkpoint.switches import Switches, look_at
     from leyden.checkpoint.versions import describe, rewind, take_up_version
     from leyden.checkpoint.writing import copy_checkpoint, partial_file, rehearse, write_checkpoint
 
 __all__ = [
+    "Choices",
+    "Resumption",
     "Running",
     "Switches",
     "Writer",
+    "as_data",
     "capture",
     "check_limits",
     "copy_checkpoint",
     "describe",
     "dump",
+    "export",
     "find_checkpoint",
     "is_mid_step",
     "load_datamodule",
     "load_module",
     "look_at",
     "mark",
+    "options_of",
+    "outline",
     "partial_file",
     "place_of",
     "read_checkpoint",
     "rehearse",
     "restore_module",
-    "restore_optimizers",
+    "restore_own",
     "restore_place",
     "rewind",
     "set_clocks",
@@ -48,26 +58,32 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Choices": "leyden.checkpoint.choices",
+    "Resumption": "leyden.checkpoint.resumption",
     "Running": "leyden.checkpoint.resume",
     "Switches": "leyden.checkpoint.switches",
     "Writer": "leyden.checkpoint.background",
+    "as_data": "leyden.checkpoint.files",
     "capture": "leyden.checkpoint.resume",
     "check_limits": "leyden.checkpoint.resume",
     "copy_checkpoint": "leyden.checkpoint.writing",
     "describe": "leyden.checkpoint.versions",
     "dump": "leyden.checkpoint.layout",
+    "export": "leyden.checkpoint.exports",
     "find_checkpoint": "leyden.checkpoint.find",
     "is_mid_step": "leyden.checkpoint.resume",
     "load_datamodule": "leyden.checkpoint.from_file",
     "load_module": "leyden.checkpoint.from_file",
     "look_at": "leyden.checkpoint.switches",
     "mark": "leyden.checkpoint.position",
+    "restore_own": "leyden.checkpoint.position",
+    "options_of": "leyden.checkpoint.structure",
+    "outline": "leyden.checkpoint.structure",
     "partial_file": "leyden.checkpoint.writing",
     "place_of": "leyden.checkpoint.progress",
     "read_checkpoint": "leyden.checkpoint.files",
     "rehearse": "leyden.checkpoint.writing",
     "restore_module": "leyden.checkpoint.restore",
-    "restore_optimizers": "leyden.checkpoint.restore",
     "rewind": "leyden.checkpoint.versions",
     "set_clocks": "leyden.checkpoint.resume",
     "take_up_version": "leyden.checkpoint.versions",

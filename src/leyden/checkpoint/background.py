@@ -55,6 +55,12 @@ class Writer:
         if error is not None:
             raise error
 
+    def join(self) -> None:
+        """Wait until nothing is being written; if that has failed, the next call of ``write`` or ``wait`` tells."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
     def wait(self) -> None:
         """Wait until the file that is being written is durable.
 
@@ -66,9 +72,7 @@ class Writer:
             raise error
 
     def _settle(self) -> BaseException | None:
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+        self.join()
         error, self._error = self._error, None
         return error
 

@@ -7,11 +7,13 @@ else becomes a dict with the key ``__leyden__``, which says what it was::
     Color.RED                {"__leyden__": "enum", "type": "project.colors:Color", "value": ["RED"]}
     nn.ReLU                  {"__leyden__": "name", "value": "torch.nn.modules.activation:ReLU"}
     Config(width=3)          {"__leyden__": "object", "type": "project.config:Config", "fields": {"width": 3}}
+    OmegaConf.create([1])    {"__leyden__": "omegaconf", "value": [[1], False, False]}
 """
 
 from __future__ import annotations
 
 import functools
+import importlib
 import operator
 import sys
 from argparse import Namespace
@@ -115,6 +117,15 @@ def encode(value: Any, keep: Callable[[Tensor], Tensor] = lambda tensor: tensor)
     return _Encoder(keep)(value, None)
 
 
+def is_data(value: Any) -> bool:
+    """Whether :func:`encode` takes a value."""
+    try:
+        encode(value)
+    except CheckpointError:
+        return False
+    return True
+
+
 def decode(value: Any, *, trusted: bool = False) -> Any:
     """Decode what :func:`encode` returned, in place where that can be.
 
@@ -169,6 +180,8 @@ class _Encoder:
             return {TAG: "name", "value": _name(value, place)}
         if is_registered(kind) or isinstance(value, torch.UntypedStorage | torch.storage.TypedStorage):
             return value
+        if _is_config(value):
+            return {TAG: "omegaconf", "value": self(_settings(value), (place, ...))}
         return _numbers(value, place) or self._object(value, kind, place)
 
     def _mapping(self, value: Any, kind: type, place: Place) -> Any:
@@ -223,6 +236,8 @@ class _Decoder:
                 return self._look_up(content, is_nameable)
             if form == "enum":
                 return _member(self._look_up(value["type"], is_nameable), content)
+            if form == "omegaconf":
+                return _config(*content)
             return _array(**value) if form == "numpy" else _FORMS[form].put_together(content)
         except (CheckpointError, RecursionError):
             raise
@@ -296,6 +311,26 @@ def _array(dtype: Any, shape: Any = None, value: Any = None, **_: Any) -> Any:
     if of.hasobject:  # their bytes are addresses
         raise ValueError("an array of objects")
     return of if value is None else numpy.ndarray(shape or (), of, value.numpy())[() if shape is None else ...]
+
+
+def _is_config(value: Any) -> bool:
+    """Whether a value is OmegaConf's."""
+    omegaconf = sys.modules.get("omegaconf")
+    return omegaconf is not None and omegaconf.OmegaConf.is_config(value)
+
+
+def _settings(value: Any) -> list[Any]:
+    """What a configuration holds, and whether it may be changed; in a part of another one without interpolations."""
+    conf, is_part = sys.modules["omegaconf"].OmegaConf, value._get_parent() is not None
+    return [conf.to_container(value, resolve=is_part), conf.is_readonly(value), conf.is_struct(value)]
+
+
+def _config(content: Any, is_readonly: Any, is_struct: Any) -> Any:
+    conf = importlib.import_module("omegaconf").OmegaConf
+    value = conf.create(content)
+    conf.set_readonly(value, is_readonly)
+    conf.set_struct(value, is_struct)
+    return value
 
 
 def _base_of(kind: type) -> Any:

@@ -15,7 +15,18 @@ import torch
 from leyden.checkpoint import places
 from leyden.checkpoint.encoding import decode
 from leyden.checkpoint.integrity import DamagedError, verify
-from leyden.errors import CheckpointError, CheckpointNotFoundError
+from leyden.errors import CheckpointError, CheckpointNotFoundError, InvalidValueError
+
+
+def as_data(weights_only: bool | None, trust: bool) -> bool | None:
+    """What ``weights_only`` is where a file may be trusted explicitly.
+
+    Raises:
+        InvalidValueError: one says yes and the other no (``trust``).
+    """
+    if trust and weights_only:
+        raise InvalidValueError("trust=True runs code in the file, weights_only=True does not; keep one", code="trust")
+    return False if trust else weights_only
 
 
 def read_checkpoint(
@@ -60,11 +71,27 @@ def read_checkpoint(
     return checkpoint
 
 
+def glance(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What a file of this machine holds, without reading its tensors; nothing if it is damaged or no data.
+
+    >>> glance("not there.ckpt")
+    {}
+    """
+    try:
+        with open(path, "rb") as file:
+            verify(file, thorough=False)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception:  # whoever reads it to go on from it will tell
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
 def _opened(path: Any) -> AbstractContextManager[Any]:
     """A file to read from its beginning, here or at an address."""
     if hasattr(path, "read"):
         return nullcontext(path)
-    if str(path).startswith(("http://", "https://")):
+    path = places.local(path)
+    if path.startswith(("http://", "https://")):
         with urllib.request.urlopen(path) as answer:
             return io.BytesIO(answer.read())
     return places.opened(path) if places.is_remote(path) else Path(path).expanduser().open("rb")
@@ -79,7 +106,7 @@ def _load(file: Any, name: str, map_location: Any, *, weights_only: bool) -> Any
         if unknown:
             raise CheckpointError(
                 f"the checkpoint {name!r} holds more than plain data, and to build it would run code that the "
-                f"file names: {', '.join(unknown)}. If you trust where it came from, pass weights_only=False",
+                f"file names: {', '.join(unknown)}. If you trust where it came from, pass trust=True",
                 code="checkpoint-untrusted",
             ) from cause
         raise _unreadable(name, cause) from cause

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from leyden.checkpoint.files import missing
+from leyden.checkpoint.files import glance, missing
 from leyden.checkpoint.integrity import fault_of
-from leyden.checkpoint.places import by_age, newest_first
+from leyden.checkpoint.places import by_age, is_remote, newest_first
 from leyden.errors import CheckpointError, InvalidValueError, warn
 
 
@@ -85,11 +85,14 @@ def _last(writers: Sequence[Any], stage: str, interrupted: str | None) -> str | 
 
 
 def _whole(files: Sequence[str], stage: str) -> str:
-    """The first file that is not damaged; one that is passed over is told."""
+    """The first file that is not damaged; one that is passed over is told. A fit needs more than weights, if it can."""
     faults: list[str] = []
+    weights = ""
     for path in files:
         fault = fault_of(path)
-        if fault is None:
+        if fault is None and stage == "fit" and _holds_weights_only(path):
+            weights = weights or path
+        elif fault is None:
             if faults:
                 warn(
                     f"trainer.{stage}(ckpt_path='last') goes on from {path!r}, because newer files are damaged: "
@@ -98,11 +101,19 @@ def _whole(files: Sequence[str], stage: str) -> str:
                     stacklevel=7,
                 )
             return path
-        faults.append(f"{path!r}: {fault}")
+        else:
+            faults.append(f"{path!r}: {fault}")
+    if weights:
+        return weights
     raise CheckpointError(
         f"trainer.{stage}(ckpt_path='last') finds damaged files only: {'; '.join(faults)}. Remove them to start anew",
         code="checkpoint-last",
     )
+
+
+def _holds_weights_only(path: str) -> bool:
+    content = {} if is_remote(path) else glance(path)
+    return bool(content) and "optimizer_states" not in content
 
 
 def _written(writer: Any) -> list[str]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from leyden.checkpoint.compare import Report, compare_weights, listed, not_finite
 from leyden.checkpoint.files import read_checkpoint
 from leyden.errors import CheckpointError, InvalidValueError, MissingExtraError, warn
 from leyden.hparams import AttributeDict
@@ -33,9 +34,9 @@ def load_module(
     module.on_load_checkpoint(checkpoint)
     strict = bool(module.strict_loading) if strict is None else strict
     weights = checkpoint["state_dict"]
-    load_weights(module, weights, strict=strict)
-    if not strict:
-        _tell_difference(set(weights), set(module.state_dict()))
+    told = load_weights(module, weights, strict=strict)
+    if told:
+        warn(f"strict=False: {'; '.join(told)}", code="checkpoint-keys", stacklevel=4)
     device = next((value.device for value in weights.values() if isinstance(value, torch.Tensor)), None)
     return module if device is None else module.to(device)
 
@@ -58,20 +59,27 @@ def load_datamodule(
     return datamodule
 
 
-def load_weights(module: Any, weights: Mapping[str, Any], *, strict: bool) -> None:
-    """Load weights by name.
+def load_weights(module: Any, weights: Mapping[str, Any], *, strict: bool) -> list[str]:
+    """Load weights by name; before the module changes they are compared with its own.
+
+    Returns:
+        Which names were left out.
 
     Raises:
-        CheckpointError: with torch's list of what is missing, unexpected or of another shape.
+        CheckpointError: with all that is missing, unexpected or of another shape (``checkpoint-weights``).
     """
-    try:
-        module.load_state_dict(weights, strict=strict)
-    except RuntimeError as cause:
+    report = Report()
+    compare_weights(report, module, weights, strict=strict)
+    if report.errors:
         raise CheckpointError(
-            f"the checkpoint's weights do not fit {type(module).__qualname__}: {cause}. Build the module with the "
-            "arguments that it had, or set self.strict_loading = False to take what fits by name",
+            f"the checkpoint's weights do not fit {type(module).__qualname__}:\n  - " + "\n  - ".join(report.errors),
             code="checkpoint-weights",
-        ) from cause
+        )
+    wrong = not_finite(module, weights)
+    if wrong:
+        warn(f"weights in the checkpoint are not finite (NaN or infinite): {listed(wrong)}", code="checkpoint-finite")
+    module.load_state_dict(weights, strict=strict)
+    return report.choices
 
 
 def call_first_era(owner: Any, name: str, checkpoint: dict[str, Any]) -> None:
@@ -130,20 +138,17 @@ def _from_file(path: Path) -> dict[str, Any]:
         import yaml
     except ImportError:
         raise MissingExtraError("pyyaml", extra="yaml") from None
-    values = yaml.safe_load(path.read_text())
+    try:
+        values = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as cause:
+        raise InvalidValueError(
+            f"hparams_file={str(path)!r} is no YAML file of plain values: {' '.join(str(cause).split())}. Write it "
+            "without tags like !!python/...",
+            code="checkpoint-hparams-file",
+        ) from None
     if not isinstance(values, dict | None):
         raise InvalidValueError(
             f"hparams_file={str(path)!r} holds {type(values).__name__}; expected names and values, as in 'lr: 0.1'",
             code="checkpoint-hparams-file",
         )
     return values or {}
-
-
-def _tell_difference(there: set[str], wanted: set[str]) -> None:
-    parts = [
-        f"{what}: {', '.join(sorted(names)[:8])}{', ...' if len(names) > 8 else ''}"
-        for what, names in (("not in the file", wanted - there), ("only in the file", there - wanted))
-        if names
-    ]
-    if parts:
-        warn(f"strict=False left weights as they were: {'; '.join(parts)}", code="checkpoint-keys", stacklevel=5)

@@ -75,14 +75,8 @@ def dump(
 
 
 def _hyper_parameters(owner: Any) -> dict[str, Any]:
-    hparams = owner.hparams
-    kept: dict[str, Any] = {owner.CHECKPOINT_HYPER_PARAMS_NAME: owner._hparams_name}
-    if isinstance(hparams, dict):
-        kept[owner.CHECKPOINT_HYPER_PARAMS_KEY] = dict(hparams)
-    else:  # OmegaConf's
-        kept[owner.CHECKPOINT_HYPER_PARAMS_KEY] = hparams
-        kept["hparams_type"] = type(hparams)
-    return kept
+    hparams = dict(owner.hparams) if isinstance(owner.hparams, dict) else owner.hparams  # OmegaConf's stays what it is
+    return {owner.CHECKPOINT_HYPER_PARAMS_NAME: owner._hparams_name, owner.CHECKPOINT_HYPER_PARAMS_KEY: hparams}
 
 
 def _data_state(datamodule: Any) -> dict[str, Any]:

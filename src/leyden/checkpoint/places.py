@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,15 @@ def is_remote(path: AnyPath) -> bool:
     return "://" in os.fspath(path)
 
 
+def local(path: AnyPath) -> str:
+    """A path as it is; without the "file://" that one of this machine may begin with."""
+    return os.fspath(path).removeprefix("file://")
+
+
 def absolute(path: AnyPath) -> str:
     """A path that does not depend on the current folder; links are followed."""
-    return os.fspath(path).rstrip("/") if is_remote(path) else os.path.realpath(os.path.expanduser(path))
+    path = local(path)
+    return path.rstrip("/") if is_remote(path) else os.path.realpath(os.path.expanduser(path))
 
 
 def exists(path: AnyPath) -> bool:
@@ -49,7 +55,31 @@ def freed_aside(path: AnyPath) -> Iterator[None]:
         yield
     finally:
         if handle is not None:
-            threading.Thread(target=os.close, args=(handle,)).start()
+            aside(os.close, handle)
+
+
+def aside(act: Callable[..., Any], *args: Any) -> Callable[[], None]:
+    """Let a thread do something; what is returned waits for that, and raises the ``OSError`` that it raised."""
+    errors: list[OSError] = []
+
+    def run() -> None:
+        try:
+            act(*args)
+        except OSError as error:
+            errors.append(error)
+
+    def wait() -> None:
+        if thread.ident is not None:
+            thread.join()
+        if errors:
+            raise errors[0]
+
+    thread = threading.Thread(target=run)
+    try:
+        thread.start()
+    except RuntimeError:  # the interpreter ends, and takes no more threads
+        run()
+    return wait
 
 
 def newest_first(folder: AnyPath) -> list[str]:
@@ -57,15 +87,21 @@ def newest_first(folder: AnyPath) -> list[str]:
     if not is_remote(folder):
         return by_age([str(path) for path in Path(folder).expanduser().glob("*.ckpt")])
     system = _system(folder)
-    found = [system.unstrip_protocol(name) for name in system.glob(f"{os.fspath(folder).rstrip('/')}/*.ckpt")]
-    return sorted(found, key=system.modified, reverse=True)
+    return by_age([system.unstrip_protocol(name) for name in system.glob(f"{os.fspath(folder).rstrip('/')}/*.ckpt")])
 
 
 def by_age(paths: Sequence[str]) -> list[str]:
-    """Those of some paths that are files, those written last first; addresses come behind, as they are."""
-    local = [path for path in paths if not is_remote(path) and os.path.isfile(path)]
-    ordered = sorted(local, key=lambda path: os.stat(path).st_mtime_ns, reverse=True)
-    return [*ordered, *filter(is_remote, paths)]
+    """Those of some paths that are files, those written last first."""
+    ages = {path: _written_at(path) for path in paths}
+    return sorted((path for path in paths if ages[path] is not None), key=lambda path: ages[path] or 0, reverse=True)
+
+
+def _written_at(path: str) -> int | None:
+    """When a file was written, in ns; None if there is none."""
+    if is_remote(path):
+        system = _system(path)
+        return int(system.modified(path).timestamp() * 1e9) if system.isfile(path) else None
+    return os.stat(path).st_mtime_ns if os.path.isfile(path) else None
 
 
 def opened(address: str) -> Any:
@@ -80,11 +116,18 @@ def copy(source: str, address: str) -> None:
 
 @contextmanager
 def replaced(address: AnyPath) -> Iterator[Any]:
-    """A file at an address, to write, which is there when all is written, and not at all if that fails."""
+    """A file at an address, to write, which is there when all is written, and not at all if that fails.
+
+    Raises:
+        OSError: it is there, and shorter or longer than what was written.
+    """
     system, address = _system(address), os.fspath(address)
     system.makedirs(address.rpartition("/")[0], exist_ok=True)
     with system.transaction, system.open(address, "wb") as file:
         yield file
+        size = file.tell()
+    if system.size(address) != size:
+        raise OSError(f"the file has {system.size(address)} bytes there, and {size} were written")
 
 
 def _system(path: AnyPath) -> Any:

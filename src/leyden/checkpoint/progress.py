@@ -10,6 +10,9 @@ from leyden.errors import CheckpointError
 #: Version of the part "leyden" of a checkpoint; rises with a change that older versions of leyden cannot read.
 FORMAT: Final = 1
 
+#: What a run was doing last; :func:`leyden.checkpoint.resume.capture` says what is left to do then.
+PHASES: Final = ("between", "batch", "batch_end", "validation", "validated", "batch_over", "epoch_end")
+
 Counts = dict[str, int]
 
 
@@ -93,14 +96,8 @@ def place_of(checkpoint: Mapping[str, Any], *, window_size: int = 1) -> dict[str
         CheckpointError: a later version of leyden wrote it (``checkpoint-format``).
     """
     if "leyden" in checkpoint:
-        place = dict(checkpoint["leyden"])
-        if place["format"] > FORMAT:
-            raise CheckpointError(
-                f"the checkpoint has format {place['format']} and this version of leyden reads up to {FORMAT}; update "
-                "leyden, or delete its key 'leyden' to resume as from Lightning's file",
-                code="checkpoint-format",
-            )
-        return place
+        check_format(checkpoint)
+        return dict(checkpoint["leyden"])
     if "loops" not in checkpoint:  # 1.5: the epoch to go on with, and batches that stepped
         epoch, steps = checkpoint.get("epoch", 0), checkpoint.get("global_step", 0)
         return _place("between", {"epoch": epoch, "global_step": steps, "updates": steps, "micro_batches": steps})
@@ -123,6 +120,22 @@ def place_of(checkpoint: Mapping[str, Any], *, window_size: int = 1) -> dict[str
     is_last = batches.get("is_last_batch", False)
     closes = is_last or now["ready"] % window_size == 0
     return _place(phase, clocks, batches=now["ready"], is_last=is_last, closes=closes, window_size=window_size)
+
+
+def check_format(checkpoint: Mapping[str, Any], name: str = "") -> None:
+    """Refuse what a later version of leyden has written; ``name`` is the file's, for the text.
+
+    Raises:
+        CheckpointError: that is so (``checkpoint-format``).
+    """
+    own = checkpoint.get("leyden", {"format": FORMAT})
+    found = own.get("format") if isinstance(own, Mapping) else None
+    if not isinstance(found, int) or found > FORMAT:
+        raise CheckpointError(
+            f"the checkpoint {name!r} has format {found!r} and this version of leyden reads up to {FORMAT}; update "
+            "leyden, or delete its key 'leyden' to resume as from Lightning's file",
+            code="checkpoint-format",
+        )
 
 
 def _place(phase: str, clocks: dict[str, int], **more: Any) -> dict[str, Any]:

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any, Final
 from torch import nn
 
 from leyden.checkpoint import switches
-from leyden.checkpoint.position import Rest, mark, pack, reopen, restore, unpack
+from leyden.checkpoint.encoding import is_data
+from leyden.checkpoint.position import Rest, mark, own_of, pack, reopen, restore, restore_states, state_of_data, unpack
 from leyden.checkpoint.progress import FORMAT
 from leyden.checkpoint.windows import capture_windows, restore_windows
-from leyden.data.loaders import set_epoch
-from leyden.errors import CheckpointError, MisconfigurationException, warn
+from leyden.data.loaders import Batches
+from leyden.errors import MisconfigurationException, warn
 from leyden.hooks.dispatch import RunState
 from leyden.optimization.clocks import Clocks, UpdateClock, Verdict
 from leyden.results.entry import load_states, metric_objects, states_of
@@ -80,6 +81,8 @@ def capture(run: Running) -> dict[str, Any]:
     loop, state, clocks, data = run.loop, run.state, run.loop.clocks, run.loop.data
     phase = phase_of(run)
     running = phase != "between"
+    if phase in ("between", "epoch_end") and data.batches is not None:
+        data.batches.close()  # an epoch that was left early is over for its workers too
     closes = data.is_last_batch or (clocks.batch_idx + 1) % state.window_size == 0
     if phase == "batch_end" and run.engine is not None:
         run.engine.optimization.end_batch(closes)  # so that its verdicts are in the loss scale
@@ -93,12 +96,13 @@ def capture(run: Running) -> dict[str, Any]:
         "steps_before": loop.steps_before,
         "loaded_in": data.loaded_in,
         "val_loaded_in": run.validation.loaded_in,
+        "val_own": run.validation.own or [own_of(loader) for loader in run.validation.loaders],
         "should_stop": state.should_stop,
         "clocks": _pack_clocks(clocks),
         "verdicts": [turn.verdict.value for turn in run.turns],
         "window_size": state.window_size,
         "before": pack(data.before) if data.before is not None and running else None,
-        **_pack_place(data.loader),
+        **_pack_place(data.loader, data.batches, clocks.batch_idx + (phase != "batch")),
         "results": None,
         "views": {name: dict(getattr(run.views, name)) for name in _VIEWS},
         "eval_rows": dict(run.eval_rows),
@@ -112,12 +116,12 @@ def capture(run: Running) -> dict[str, Any]:
 def _capture_fit(run: Running, parts: FitParts, phase: str, *, closes: bool) -> dict[str, Any]:
     """What there is in a fit only."""
     running, module, engine = phase != "between", run.module, run.engine
-    modes = run.validation.parts.modes.before if run.validation.parts is not None else None
+    modes = run.validation.parts.modes.before if run.validation.parts is not None else ()
     kept: dict[str, Any] = {
         "results": parts.results.state_dict() if running else None,
         "metrics": states_of(metric_objects(module)),
         "outputs": _pack_outputs(parts.epoch_outputs.batches) if running and parts.epoch_outputs is not None else None,
-        "validation": _capture_validation(run.validation) if phase == "validation" else None,
+        "validation": _capture_validation(run.validation) if run.loop.phase == "validation" else None,
     }
     if phase == "batch":  # it is counted once more
         kept["samples_in_hand"] = first_batch_size(parts.results.batch) or 0
@@ -140,10 +144,9 @@ def _capture_validation(loop: EvaluationLoop) -> dict[str, Any] | None:
     return {
         "loader": at.loader,
         "done": at.done,
-        "row_is_due": at.row_is_due,
         "ended": at.ended,
         "before": pack(at.before) if at.before is not None else None,
-        **_pack_place(loader),
+        **_pack_place(loader, loop.batches if at.done else None, at.done),
         "results": parts.results.state_dict() if parts.results is not None else None,
         "outputs": _pack_outputs(loop.outputs) if parts.keeps else None,
     }
@@ -162,16 +165,16 @@ def phase_of(run: Running) -> str:
 
 
 def is_mid_step(run: Running) -> bool:
-    """Whether a step of a fit, or of a validation in it, is half done, so that no exact state can be kept."""
+    """Whether a step, or a hook in a validation, is half done, so that there is no exact state that could be kept."""
     if run.loop.phase == "validation":
-        return run.validation.parts is not None and run.validation.at.started != run.validation.at.done
+        return run.validation.parts is not None and run.state.hook is not None and not run.validation.is_over
     return phase_of(run) == "batch"
 
 
-def _pack_place(loader: Any) -> dict[str, Any]:
-    """The generators as they are now, and as they were when parts of a combined loader began again."""
+def _pack_place(loader: Any, batches: Batches | None, used: int) -> dict[str, Any]:
+    """The generators as they are now, and what is kept of a loader of which some batches were used."""
     return {
-        "restarts": [pack({"global": state, "own": []}) for state in getattr(loader, "restarts", ())],
+        "kept": {} if batches is None else state_of_data(loader, used, is_data=is_data, ahead=batches.ahead),
         "now": pack(mark(loader)),
     }
 
@@ -210,6 +213,7 @@ def _pack_clocks(clocks: Clocks) -> dict[str, Any]:
         {"attempted": clock.attempted, "applied": clock.applied, "skipped": dict(clock.skipped)}
         for clock in clocks.optimizers
     ]
+    packed["batch_idx"] = max(clocks.batch_idx, 0)  # -1 before the first batch of an epoch
     packed["seconds_before"] = clocks.seconds
     del packed["started"]
     return packed
@@ -257,7 +261,7 @@ def restore_place(run: Running, place: Mapping[str, Any]) -> None:
     for turn, verdict in zip(run.turns, place.get("verdicts", ()), strict=False):
         turn.verdict = Verdict(verdict)
     run.validation.loaded_in = place.get("val_loaded_in")
-    run.loop.phase = "validation" if place["phase"] == "validation" else "between"
+    run.loop.phase = "validation" if _is_in_validation(place) else "between"
     run.loop.go_on = partial(go_on, run, place)
 
 
@@ -273,8 +277,10 @@ def go_on(run: Running, place: Mapping[str, Any], parts: FitParts) -> None:
     first = place["batches"] - (phase == "batch")
     now = unpack(place["now"]) if place.get("now") is not None else None
     data.loaded_in = place.get("loaded_in", data.loaded_in)
+    run.validation.own = place.get("val_own")
     _restore_fit(run, place, parts)
     if phase in ("between", "epoch_end"):
+        restore_states(data.loader, place.get("kept", {}))
         if now is not None:
             restore(data.loader, now)
         if phase == "epoch_end":
@@ -292,18 +298,15 @@ def go_on(run: Running, place: Mapping[str, Any], parts: FitParts) -> None:
 def _reopen(loader: Any, place: Mapping[str, Any], epoch: int, handed_out: int) -> tuple[Any, Rest]:
     """What is left of an epoch of a loader, and what its order comes from."""
     before = unpack(place["before"]) if place.get("before") is not None else None
-    set_epoch(loader, epoch)
-    if place.get("restarts"):
-        loader.replayed = [unpack(state)["global"] for state in place["restarts"]]
-    return before, reopen(loader, before, handed_out)
+    return before, reopen(loader, before, handed_out, place.get("kept", {}), epoch=epoch)
 
 
 def _restore_fit(run: Running, place: Mapping[str, Any], parts: FitParts) -> None:
     """Restore what the users' objects hold, and what was collected in the running epoch."""
     parts.state.window_size = place.get("window_size", parts.state.window_size)
     run.eval_rows.update(place.get("eval_rows", {}))
-    for name, values in place.get("views", {}).items():
-        getattr(run.views, name).update(values)
+    for name in _VIEWS:
+        getattr(run.views, name).update(place.get("views", {}).get(name, {}))
     load_states(metric_objects(run.module), place.get("metrics", {}))
     if place.get("results") is not None:
         parts.results.load_state_dict(place["results"])
@@ -321,17 +324,15 @@ def _finish_batches(run: Running, parts: FitParts, place: Mapping[str, Any], lef
     """Finish the batch that the checkpoint was written after, then the epoch; returns whether all batches ran."""
     loop, phase, is_last = run.loop, place["phase"], place["is_last"]
     loop.phase, loop.done, loop.ended = "batches", first, first
-    rest = parts
-    if phase == "validation":  # its row is written, and it was due
+    loop.clocks.batch_idx, rest = first - 1, parts
+    if _is_in_validation(place):  # its row is written, and it was due
         loop.phase, rest = "validation", replace(parts, write_row=None)
         if place.get("validation") is not None:
             run.validation.go_on = partial(_resume_validation, run, place["validation"])
         if parts.validate is None and parts.switch is not None:
             parts.switch("train")
-    elif phase == "validated":
+    elif phase == "validated":  # a file of Lightning's
         rest = replace(parts, write_row=None, validate=None)
-        if loop.cadence.every is not None:
-            loop.cadence.every.done(loop.clocks)
     if phase in ("batch_end", "validation", "validated"):
         loop.ended = first - 1
         is_over = loop.end_batch(rest, closes=place["closes"], is_last=is_last)
@@ -344,25 +345,17 @@ def _finish_batches(run: Running, parts: FitParts, place: Mapping[str, Any], lef
     return bool(parts.profile(None, "run_training_epoch", loop.run_epoch)(parts, first))
 
 
-def _resume_validation(run: Running, saved: Mapping[str, Any], parts: EvaluationParts, at: Position) -> None:
-    """Put a validation where it was.
+def _is_in_validation(place: Mapping[str, Any]) -> bool:
+    return place["phase"] == "validation" or (place["phase"] == "validated" and place.get("validation") is not None)
 
-    Raises:
-        CheckpointError: there are fewer validation loaders than then (``resume-data``).
-    """
+
+def _resume_validation(run: Running, saved: Mapping[str, Any], parts: EvaluationParts, at: Position) -> None:
+    """Put a validation where it was."""
     if saved["results"] is not None and parts.results is not None:
         parts.results.load_state_dict(saved["results"])
     if saved["outputs"] is not None and parts.keeps:
         run.validation.outputs = _unpack_outputs(saved["outputs"], run.module)
-    at.loader, at.ended = saved["loader"], saved["ended"]
-    at.started = at.done = saved["done"]
-    at.row_is_due = saved["row_is_due"]
-    if at.loader > len(parts.loaders) - (not at.ended):
-        raise CheckpointError(
-            f"the checkpoint was written while validation loader {at.loader} was used, and there are "
-            f"{len(parts.loaders)} now; give the same, or resume from the end of an epoch",
-            code="resume-data",
-        )
+    at.loader, at.done, at.ended = saved["loader"], saved["done"], saved["ended"]
     loader = parts.loaders[min(at.loader, len(parts.loaders) - 1)]
     if saved["before"] is not None and not at.ended:
         at.before, at.rest = _reopen(loader, saved, parts.epoch, at.done)

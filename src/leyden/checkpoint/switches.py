@@ -6,7 +6,7 @@ is so obeyed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -28,16 +28,17 @@ class Switches(NamedTuple):
     training: Flags
 
 
-def look_at(module: nn.Module, modes: Mapping[nn.Module, bool] | None = None) -> Switches:
+def look_at(module: nn.Module, modes: Sequence[tuple[nn.Module, bool]] = ()) -> Switches:
     """The flags of a module.
 
     Args:
         module: the module.
-        modes: the submodules' modes outside of the evaluation that runs; None if none does.
+        modes: submodules with their modes outside of the evaluation that runs; none if none does.
     """
+    before = {id(part): training for part, training in modes}
     return Switches(
         {name: parameter.requires_grad for name, parameter in module.named_parameters()},
-        {name: (modes or {}).get(part, part.training) for name, part in module.named_modules()},
+        {name: before.get(id(part), part.training) for name, part in module.named_modules()},
     )
 
 

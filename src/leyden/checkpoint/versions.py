@@ -13,9 +13,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from leyden.checkpoint.files import glance
 from leyden.checkpoint.places import by_age, is_remote
+from leyden.checkpoint.writing import remove_stale
 from leyden.rank import rank_zero_info
 
 
@@ -42,10 +42,12 @@ def take_up_version(
     folders = [getattr(writer, "dirpath", None) for writer in writers]
     beside = [*Path(loggers[0].root_dir).glob("*/checkpoints")] if is_open[0] and None in folders else []
     named = {Path(folder) for folder in folders if folder is not None and not is_remote(folder)}
+    for folder in beside:  # a run that was killed in its first save goes on in another one
+        remove_stale(folder)
     found = [str(path) for folder in {*beside, *named} for path in folder.glob("*.ckpt")]
     run, other = _run_of(module), None
     for path in map(Path, by_age([*found, *([interrupted] if interrupted else [])])):
-        place, is_beside = _place(path), path.parent in beside
+        place, is_beside = glance(path).get("leyden", {}), path.parent in beside
         if path.parent not in named and place.get("run") != run:
             other = other or (path, place.get("run", {}))
             continue
@@ -74,15 +76,6 @@ def rewind(loggers: Sequence[Any], place: Mapping[str, Any]) -> None:
     for logger, state in zip(loggers, place.get("loggers", ()), strict=False):
         if state and hasattr(logger, "rewind"):
             logger.rewind(state)
-
-
-def _place(path: Path) -> Mapping[str, Any]:
-    """What a file says about its run, without reading its tensors."""
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        return content.get("leyden", {})  # type: ignore[no-any-return]
-    except Exception:  # whoever reads it to go on from it will tell
-        return {}
 
 
 def _run_of(module: Any) -> dict[str, str]:

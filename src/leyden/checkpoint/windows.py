@@ -53,7 +53,7 @@ def restore_windows(
     parameters = dict(module.named_parameters())
     for name, gradient in saved["gradients"].items():
         if name in parameters:
-            parameters[name].grad = gradient.to(parameters[name].device, copy=True)
+            parameters[name].grad = gradient.to(parameters[name], copy=True)
     windows: dict[int, Window] = {}
     for turn, state in zip(turns, saved["turns"], strict=False):
         index = state["window"]

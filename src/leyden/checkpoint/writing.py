@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import functools
 import os
-import pickle
 import re
 import shutil
 import socket
@@ -20,8 +19,8 @@ import torch
 
 from leyden.checkpoint import places
 from leyden.checkpoint.encoding import encode
-from leyden.checkpoint.integrity import fault_of, seal
-from leyden.errors import CheckpointError, InvalidValueError
+from leyden.checkpoint.integrity import Crcs, ReadBack, fault_of, seal, verify
+from leyden.errors import CheckpointError, InvalidValueError, LeydenError
 
 _HOST: Final = re.sub(r"\W", "_", socket.gethostname())[:64]
 _PARTIAL: Final = re.compile(r"\.leyden-\w+\.(?P<host>\w+)-(?P<pid>\d+)\.partial")
@@ -52,6 +51,7 @@ def write_checkpoint(checkpoint: Mapping[str, Any], path: str | os.PathLike[str]
 
 def write_encoded(content: Any, path: str | os.PathLike[str]) -> None:
     """Write what is plain data."""
+    path = places.local(path)
     with _explained(path):
         if places.is_remote(path):
             with places.replaced(path) as file:
@@ -70,7 +70,7 @@ def copy_checkpoint(source: str, path: str) -> None:
         if places.is_remote(path):
             places.copy(source, path)
         else:
-            _replace(Path(path), functools.partial(shutil.copyfile, source))
+            _replace(Path(path), functools.partial(_copy, source))
 
 
 def rehearse(content: Mapping[str, Any], folder: str, *, size: int, owner: object) -> None:
@@ -109,7 +109,9 @@ def _no_room(owner: object, folder: str, why: str) -> InvalidValueError:
 def _explained(path: str | os.PathLike[str]) -> Iterator[None]:
     try:
         yield
-    except (OSError, RuntimeError, TypeError, AttributeError, ValueError, pickle.PickleError) as error:
+    except LeydenError:
+        raise
+    except Exception as error:  # pickles and file systems raise anything
         cause = _root(error)
         remedy = "Make room, or write elsewhere" if isinstance(cause, OSError) else "Keep such an object out of it"
         raise CheckpointError(
@@ -119,32 +121,46 @@ def _explained(path: str | os.PathLike[str]) -> Iterator[None]:
         ) from cause
 
 
-def _replace(target: Path, write: Callable[[str], Any]) -> None:
-    """Let a new file take the place of ``target``: whole, and durable, when this returns."""
-    missing = [folder for folder in (target.parent, *target.parent.parents) if not folder.exists()]
-    target.parent.mkdir(parents=True, exist_ok=True)
+def _replace(target: Path, write: Callable[[str], Crcs]) -> None:
+    """Let a new file take the place of ``target``: whole, and durable, when this returns.
+
+    Args:
+        target: the path.
+        write: writes a file; returns what it has read back.
+    """
+    missing = [folder for folder in (target.parent, *target.parent.parents) if not folder.is_dir()]
+    if missing:
+        target.parent.mkdir(parents=True, exist_ok=True)
     for folder in missing:
         _sync_folder(folder.parent)
-    _remove_stale(target.parent)
+    remove_stale(target.parent)
     with partial_file(target.parent) as temporary:
-        write(temporary)
-        with open(temporary, "r+b") as file:
-            os.fsync(file.fileno())
+        _make_durable(temporary, write(temporary))
         with places.freed_aside(target):
             os.replace(temporary, target)
     _sync_folder(target.parent)
 
 
-def _save(content: Any, path: str) -> None:
-    try:
-        torch.save(content, path)
-    except RuntimeError:  # it does not say what the system said
-        with open(path, "ab") as file:
-            file.write(bytes(1 << 16))
-            file.flush()
-            os.fsync(file.fileno())
-        raise
+def _make_durable(path: str, known: Crcs) -> None:
+    """Bring a file to the disk, and meanwhile read back what is not ``known``."""
+    with open(path, "r+b") as file:
+        wait = places.aside(os.fsync, file.fileno())
+        try:
+            verify(file, known=known)
+        finally:
+            wait()
+
+
+def _save(content: Any, path: str) -> Crcs:
+    with open(path, "wb") as file, ReadBack(file) as written:
+        torch.save(content, written)  # type: ignore[arg-type]  # it has what torch.save calls
     seal(path)
+    return written.crcs
+
+
+def _copy(source: str, path: str) -> Crcs:
+    shutil.copyfile(source, path)
+    return {}
 
 
 @contextmanager
@@ -166,7 +182,7 @@ def _partial_name() -> str:
     return f".leyden-{uuid.uuid4().hex}.{_HOST}-{os.getpid()}.partial"
 
 
-def _remove_stale(folder: Path) -> None:
+def remove_stale(folder: Path) -> None:
     """Remove temporary files of dead processes, and those of this one that it could not remove before."""
     with suppress(OSError):
         for entry in os.scandir(folder):
@@ -213,6 +229,8 @@ def _root(error: BaseException) -> BaseException:
 
 
 def _what_is_left(path: str | os.PathLike[str]) -> str:
-    beside = [] if places.is_remote(path) else places.newest_first(os.path.dirname(path))
-    good = next((name for name in beside if fault_of(name, thorough=False) is None), None)
-    return f". The newest good checkpoint in its folder is {good!r}" if good else ""
+    with suppress(OSError):  # which may be what has failed
+        beside = [] if places.is_remote(path) else places.newest_first(os.path.dirname(path))
+        good = next((name for name in beside if fault_of(name, thorough=False) is None), None)
+        return f". The newest good checkpoint in its folder is {good!r}" if good else ""
+    return ""

@@ -1,7 +1,7 @@
-"""Runs a script whose first ``trainer.fit`` is shortened, watched, perhaps killed: a child of ``leyden verify-resume``.
+"""A child of ``leyden verify-resume``: runs a script whose first ``trainer.fit`` is shortened, watched, perhaps killed.
 
-``python -m leyden.cli.probe PLAN SCRIPT ...`` writes what happens, one JSON object in each line, to the plan's trace.
-Each line is one write, so that it outlives the process.
+``python -m leyden.cli.probe PLAN SCRIPT ...`` writes what happens to the plan's trace, a JSON object in each line. A
+line is one write, so that it outlives the process.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ import hashlib
 import inspect
 import json
 import os
+import random
 import runpy
 import signal
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
@@ -24,6 +25,7 @@ from torch import Tensor
 
 from leyden.callback import Callback
 from leyden.loggers.base import DummyExperiment, Logger
+from leyden.module import LightningModule
 from leyden.optimization.joint import members_of
 from leyden.seed import rng_state
 from leyden.trainer import Trainer
@@ -36,6 +38,9 @@ POINTS: Final = {
     "between epochs": "on_train_epoch_end",
     "in a save": "on_train_batch_end",
 }
+
+#: What is kept of the user's objects.
+_STATE: Final = (int, float, complex, str, Tensor, random.Random, torch.Generator)
 
 
 @dataclass(kw_only=True)
@@ -117,6 +122,8 @@ class Probe(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Kill the run if it was saved; note what a resumed run begins with."""
+        if self._has_saved or (self.plan.resumes and not self._has_begun):
+            self.trace.write("untold", _place(trainer), _untold(trainer))
         if self._has_saved and self.plan.point != "in a save":
             _die()
         if self.plan.resumes and not self._has_begun:
@@ -183,32 +190,54 @@ def _place(trainer: Trainer) -> str:
 
 def _state(trainer: Trainer) -> dict[str, str]:
     """Digests of everything that a resumed run must have as the other one, by names that users know."""
-    module = trainer.lightning_module
+    module, content = trainer.lightning_module, trainer.dump_checkpoint(hooks=False)
     assert module is not None
-    values = {f"module.{name}": digest(value) for name, value in module.state_dict().items()}
+    values: dict[str, Any] = {f"module.{name}": value for name, value in content["state_dict"].items()}
     names = {id(parameter): name for name, parameter in module.named_parameters()}
     for index, optimizer in enumerate(trainer.optimizers):
         for member in members_of(optimizer):
-            label = f"optimizer {index} ({type(member).__name__})"
+            label = f"optimizer {index} ({type(member).__name__}): "
             for parameter, kept in member.state.items():
                 of = names.get(id(parameter), "a parameter")
-                values.update({f"{label}: {key} of {of}": digest(value) for key, value in kept.items()})
+                values.update({f"{label}{key} of {of}": value for key, value in kept.items()})
             for number, group in enumerate(member.param_groups):
-                options = {key: value for key, value in group.items() if key != "params"}
-                values.update({f"{label}: {key} of group {number}": digest(v) for key, v in options.items()})
+                values.update({f"{label}{key} of group {number}": v for key, v in group.items() if key != "params"})
     for index, config in enumerate(trainer.lr_scheduler_configs):
-        label = f"scheduler {index} ({type(config.scheduler).__name__})"
-        values.update({f"{label}: {k}": digest(v) for k, v in config.scheduler.state_dict().items()})
-    if trainer.scaler is not None:
-        values.update({f"scaler: {key}": digest(value) for key, value in trainer.scaler.state_dict().items()})
-    counts = {f.name: getattr(trainer.clocks, f.name) for f in fields(trainer.clocks) if not f.name.startswith("sec")}
-    values.update({f"clock {key}": digest(value) for key, value in counts.items() if isinstance(value, int)})
-    values.update({f"the random numbers of {key}": digest(value) for key, value in rng_state().items()})
-    for callback in trainer.callbacks:
-        if not getattr(callback, "writes_checkpoints", False):
-            state = callback.state_dict()
-            values.update({f"{type(callback).__name__}: {key}": digest(value) for key, value in state.items()})
-    return values
+        values[f"scheduler {index} ({type(config.scheduler).__name__})"] = config.scheduler.state_dict()
+    values["the loss scaler"] = trainer.scaler and trainer.scaler.state_dict()
+    place = content["leyden"]
+    values.update({f"clock {name}": value for name, value in place["clocks"].items() if "seconds" not in name})
+    values.update({f"the random numbers of {name}": value for name, value in rng_state().items()})
+    values["what was logged in the epoch"] = place["results"]
+    others = [callback for callback in trainer.callbacks if not getattr(callback, "writes_checkpoints", False)]
+    values.update({f"the state of {type(callback).__name__}": callback.state_dict() for callback in others})
+    return {name: digest(value) for name, value in values.items()}
+
+
+def _untold(trainer: Trainer) -> dict[str, str]:
+    """Digests of what no checkpoint may know: data in the user's objects and in the script's globals."""
+    module, dataset = trainer.lightning_module, getattr(trainer.fit_loop.data.loader, "dataset", None)
+    assert module is not None
+    owners = [owner for owner in (*module.modules(), *trainer.callbacks, dataset) if _is_users(type(owner))]
+    places = {type(owner).__name__: {**vars(type(owner)), **vars(owner)} for owner in owners}
+    places["global variable "] = vars(sys.modules["__main__"])
+    usual = {*vars(LightningModule()), *vars(LightningModule)}
+    return {
+        f"{place}.{name}".replace(" .", " "): digest(value)
+        for place, values in places.items()
+        for name, value in values.items()
+        if name not in usual and not name.startswith("__") and _is_state(value)
+    }
+
+
+def _is_users(kind: type) -> bool:
+    return kind is not Probe and not kind.__module__.startswith(("torch.", "leyden.", "builtins"))
+
+
+def _is_state(value: Any) -> bool:
+    """Whether a value is data, or a generator of random numbers."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else [value]
+    return all(isinstance(item, _STATE) for item in inner)
 
 
 def digest(value: Any) -> str:
@@ -227,6 +256,10 @@ def _feed(taken: Any, value: Any) -> None:
         taken.update(ctypes.string_at(dense.data_ptr(), dense.nbytes) if dense.nbytes else b"")
     elif hasattr(value, "tobytes"):  # NumPy's
         taken.update(f"{value.dtype}{value.shape}".encode() + value.tobytes())
+    elif isinstance(value, random.Random):
+        _feed(taken, value.getstate())
+    elif isinstance(value, torch.Generator):
+        _feed(taken, value.get_state())
     elif isinstance(value, Mapping):
         for key, item in value.items():
             taken.update(repr(key).encode())
@@ -278,7 +311,8 @@ def watch(plan: Plan) -> None:
         if plan.resumes:
             given.arguments["ckpt_path"] = plan.checkpoint
         original(*given.args, **given.kwargs)
-        sys.exit(0)
+        sys.stdout.flush()
+        os._exit(0)  # the rest of the script must not run, not even its `finally`
 
     Trainer.fit = fit  # type: ignore[method-assign]
 
@@ -290,7 +324,7 @@ def main() -> None:
     sys.argv = [script, *arguments]
     sys.path[0] = os.path.dirname(os.path.abspath(script))
     runpy.run_path(script, run_name="__main__")
-    sys.exit("the script has not called trainer.fit")
+    sys.exit("the script has ended, and no trainer.fit has come to its end in its own process")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -26,8 +27,11 @@ from typing import Any, Final
 from leyden.cli.probe import POINTS, Plan
 from leyden.errors import InvalidValueError, LeydenError
 
-#: Differences that are told of one resumed run.
-_SHOWN: Final = 12
+#: Places that are told of one resumed run, and names at each.
+_SHOWN: Final = 2
+_NAMED: Final = 3
+#: Columns of the report.
+_WIDTH: Final = 79
 _Event = dict[str, Any]
 
 
@@ -38,25 +42,32 @@ class Report:
     Attributes:
         findings: for each point the differences, the first ones first; no differences where the runs are equal.
         skipped: points that the run does not reach, and why.
+        unrepeatable: differences between two runs that nobody has killed; nothing can be said of a resume then.
         batches: training batches of the whole run.
     """
 
     findings: dict[str, list[str]] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
+    unrepeatable: list[str] = field(default_factory=list)
     batches: int = 0
 
     @property
     def is_equal(self) -> bool:
-        """Whether no resumed run could be told from the whole one."""
-        return not any(self.findings.values())
+        """Whether no resumed run could be told from the whole one, of one at least."""
+        return bool(self.findings) and not self.unrepeatable and not any(self.findings.values())
 
     def __str__(self) -> str:
         lines = [f"whole run: {self.batches} batches"]
+        if self.unrepeatable:
+            remedy = "seed everything, and see torch.use_deterministic_algorithms"
+            lines.append(f"two runs from the start differ, so nothing can be said of a resume; {remedy}")
+            lines += [f"  {text}" for text in self.unrepeatable]
+        width = max(map(len, POINTS))
         for point, differences in self.findings.items():
-            lines.append(f"killed {point}: {'differs' if differences else 'equal'}")
+            lines.append(f"killed {point:{width}}  {'differs' if differences else 'equal'}")
             lines += [f"  {text}" for text in differences]
-        lines += [f"killed {point}: not tried, {why}" for point, why in self.skipped.items()]
-        return "\n".join(lines)
+        lines += [f"killed {point:{width}}  not tried: {why}" for point, why in self.skipped.items()]
+        return "\n".join(_wrapped(line) for line in lines)
 
 
 def verify_resume(
@@ -104,8 +115,16 @@ def verify_resume(
             why = _unreachable(point, facts)
             if why is not None:
                 report.skipped[point] = why
-            else:
-                report.findings[point] = _verify(runner, whole, point, facts)
+                continue
+            try:
+                differences = _verify(runner, whole, point, facts)
+                if differences is None:
+                    report.skipped[point] = "the run ends before that"
+                else:
+                    report.findings[point] = differences
+            except _Unrepeatable as found:
+                report.unrepeatable = list(found.args[0])
+                break
     return report
 
 
@@ -117,57 +136,110 @@ def _unreachable(point: str, facts: dict[str, str]) -> str | None:
     return None
 
 
-def _verify(runner: _Runner, whole: list[_Event], point: str, facts: dict[str, str]) -> list[str]:
-    """Kill a run at a point, resume it, and tell the differences."""
+def _verify(runner: _Runner, whole: list[_Event], point: str, facts: dict[str, str]) -> list[str] | None:
+    """Kill a run at a point, resume it, and tell the differences; None if it does not come to the point.
+
+    Raises:
+        _Unrepeatable: two runs from the start differ already.
+    """
     killed = runner.run(point, point)
-    place = next((index for index, event in enumerate(killed) if event["kind"] == "saved"), None)
-    if place is None:
-        return ["the run did not come to this point a second time"]
-    again = compare(whole[:place], killed[:place], facts)
-    if again:
-        return ["two runs from the start differ, so nothing can be said of a resume; call seed_everything", *again]
-    resumed = runner.run(point, point, resumes=True)
-    begun = [event for event in resumed if event["kind"] == "resumed"]
-    last = next(event for event in reversed(whole[:place]) if event["kind"] == "step")
-    restored = _not_restored(last["values"], begun[0]["values"]) if begun else []
-    rest = [event for event in resumed if event["kind"] not in ("start", "resumed")]
-    return [*restored, *compare(whole[place:], rest, facts)][:_SHOWN]
+    saved = next((index for index, event in enumerate(killed) if event["kind"] == "saved"), None)
+    differences = compare(whole[:saved], killed[:saved], facts)
+    if differences:
+        raise _Unrepeatable(differences)
+    if saved is None:
+        return None
+    try:
+        resumed = runner.run(point, point, resumes=True)
+    except LeydenError as error:
+        return [f"the script cannot be resumed. {error.message.strip()}"]
+    begun, untold, before = _first(resumed, "resumed"), _first(resumed, "untold"), _first(killed, "untold")
+    last = next(event["values"] for event in reversed(whole[:saved]) if event["kind"] == "step")
+    lost = [name for name in last if begun and _is_kept(name) and begun.get(name) != last[name]]
+    other = [name for name in untold if name in before and before[name] != untold[name]]
+    rest = [event for event in resumed if event["kind"] not in ("start", "resumed", "untold")]
+    differences = compare(whole[saved:], rest, facts, is_restored=not lost and not other)
+    causes = [f"not restored: {_listed(lost)}"] if lost else []
+    if differences and other:
+        remedy = "keep it in on_save_checkpoint, state_dict or a buffer"
+        causes.append(f"another value after the resume, since no checkpoint knows it: {_listed(other)}; {remedy}")
+    return [*causes, *differences]
 
 
-def _not_restored(saved: dict[str, str], begun: dict[str, str]) -> list[str]:
-    """What a resumed run does not begin with as it was saved; an epoch's end may change rates and schedulers."""
-    names = [name for name in saved if name.startswith(("module.", "optimizer")) and " of group " not in name]
-    return [f"{name} is not restored" for name in names if begun.get(name) != saved[name]]
+def _first(trace: list[_Event], kind: str) -> dict[str, str]:
+    """Values of the first event of a kind; empty if there is none."""
+    return next((event["values"] for event in trace if event["kind"] == kind), {})
 
 
-def compare(expected: Sequence[_Event], found: Sequence[_Event], facts: dict[str, str]) -> list[str]:
-    """Name what differs between two traces, and from where on; the first differences first."""
-    told: dict[str, str] = {}
+def _wrapped(line: str) -> str:
+    indent = " " * (len(line) - len(line.lstrip()) + 2)
+    options = {"break_long_words": False, "break_on_hyphens": False}
+    return textwrap.fill(line, _WIDTH, subsequent_indent=indent, **options)  # type: ignore[arg-type]
+
+
+class _Unrepeatable(Exception):
+    """Two runs from the start differ, so nothing can be said of a resume."""
+
+
+def _is_kept(name: str) -> bool:
+    """Whether an epoch's end leaves something alone, as it does not rates and schedulers."""
+    return name.startswith(("module.", "optimizer")) and " of group " not in name
+
+
+def compare(
+    expected: Sequence[_Event], found: Sequence[_Event], facts: dict[str, str], *, is_restored: bool = False
+) -> list[str]:
+    """Name what differs between two traces: for each place what differs from there on, the first places first.
+
+    Args:
+        expected: the trace of the whole run.
+        found: the one that should be the same.
+        facts: of the whole run, for words.
+        is_restored: whether both began with the same state.
+    """
+    told: set[str] = set()
+    lines: list[str] = []
     for first, second in zip(expected, found, strict=False):
-        if (first["kind"], first["place"]) != (second["kind"], second["place"]):
-            return [*told.values(), f"{_described(second)} comes in place of {_described(first)}"]
-        for name in [*first["values"], *(set(second["values"]) - set(first["values"]))]:
-            if name not in told and first["values"].get(name) != second["values"].get(name):
-                told[name] = _difference(name, first, facts)
+        if _key(first) != _key(second):
+            return [*lines[:_SHOWN], f"{_described(second)} comes in place of {_described(first)}"]
+        values = first["values"] | second["values"]
+        names = [name for name in values if first["values"].get(name) != second["values"].get(name)]
+        new = [name for name in names if name not in told]
+        if new:
+            hint = _hint(first, new, facts, is_first=not lines and is_restored)
+            lines.append(f"from {first['place']} on: {_listed(new)}{hint}")
+        told.update(names)
     if len(expected) != len(found):
-        more, fewer, rest = ("more", found, expected) if len(found) > len(expected) else ("fewer", expected, found)
-        return [*told.values(), f"{more} happens than in the whole run, from {_described(fewer[len(rest)])} on"]
-    return list(told.values())
+        more, event = ("more", found[len(expected)]) if len(found) > len(expected) else ("less", expected[len(found)])
+        lines = [*lines[:_SHOWN], f"{more} happens than in the whole run: {_described(event)}"]
+    return lines[: _SHOWN + 1]
+
+
+def _key(event: _Event) -> tuple[str, str]:
+    return event["kind"], event["place"]
 
 
 def _described(event: _Event) -> str:
-    words = {"batch": "batch", "step": "end of", "validation": "validation", "row": "row of", "epoch": "end of"}
-    return f"{words.get(event['kind'], event['kind'])} {event['place']!r}".replace("'", "")
+    return f"{event['kind']} ({event['place']})"
 
 
-def _difference(name: str, event: _Event, facts: dict[str, str]) -> str:
-    if name == "the batch":
-        loader = f"the validation data ({event['kind']})" if event["kind"] == "validation" else facts["loader"]
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
+
+
+def _hint(event: _Event, names: Sequence[str], facts: dict[str, str], *, is_first: bool) -> str:
+    """What is likely to be the cause of the first difference."""
+    if event["kind"] == "batch":
+        return f". {facts['loader']} gives other samples, or draws random numbers that no checkpoint knows"
+    if event["kind"] == "validation":
+        return ". The validation data is another, or draws random numbers that no checkpoint knows"
+    if is_first and event["kind"] == "step" and names[0].startswith("module."):
         return (
-            f"the data differs from {event['place']} on: {loader} gives other samples, or draws random numbers that no "
-            "checkpoint knows"
+            ". The step does something else with the same batch, weights and random numbers: the module or a callback "
+            "has state that no checkpoint knows; register a buffer, or keep it in on_save_checkpoint"
         )
-    return f"{name} differs from {event['place']} on"
+    return ""
 
 
 class _Runner:
@@ -194,16 +266,30 @@ class _Runner:
         is_killed = point is not None and not resumes and done.returncode == -signal.SIGKILL
         if done.returncode != 0 and not is_killed:
             tail = "\n".join(done.stdout.splitlines()[-15:])
-            what = f"resuming it (killed {point})" if resumes else "running it"
-            raise LeydenError(f"{' '.join(self._command)}: {what} failed:\n{tail}\n", code="verify-script")
-        return [json.loads(line) for line in trace.read_text().splitlines()]
+            raise LeydenError(f"{' '.join(self._command)} failed:\n{tail}\n", code="verify-script")
+        events = [json.loads(line) for line in trace.read_text().splitlines()]
+        if not events or events[0]["kind"] != "start":
+            what = "has trained nothing: it calls no trainer.fit in its own process, or that has no batches"
+            raise LeydenError(f"{' '.join(self._command)} {what}", code="verify-script")
+        return events
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the arguments."""
-    parser.add_argument("--batches", type=int, default=8, help="of an epoch at most (default: 8)")
-    parser.add_argument("--epochs", type=int, default=2, help="at most (default: 2)")
-    parser.add_argument("--point", action="append", choices=list(POINTS), help="where to kill; default: everywhere")
+    parser.epilog = (
+        "The script runs up to the end of its first trainer.fit, once for the whole run and twice for each point. Its "
+        "loggers are replaced, and its checkpoints go to a temporary folder; what else it writes, it writes. Exit "
+        "code: 0 if the runs are equal, 1 if they are not, 2 if the script cannot be run."
+    )
+    parser.add_argument("--batches", type=int, default=8, help="batches of an epoch, at most (default: 8)")
+    parser.add_argument("--epochs", type=int, default=2, help="epochs, at most (default: 2)")
+    parser.add_argument(
+        "--point",
+        action="append",
+        choices=list(POINTS),
+        metavar="POINT",
+        help=f"where to kill, again for more; default: all of {', '.join(map(repr, POINTS))}",
+    )
     parser.add_argument("script", metavar="SCRIPT", help="a Python script that trains")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="its arguments")
 

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from leyden.data.combined import CombinedLoader, eval_loaders, train_loader
 from leyden.data.kinds import check_validity
-from leyden.data.loaders import Batches, length_of, num_batches, overfit, prepare_workers, set_epoch
+from leyden.data.loaders import Batches, length_of, num_batches, overfit, set_epoch
 
 if TYPE_CHECKING:
     from leyden.data.prefetch import build_copier
+    from leyden.data.workers import prepare_workers
 
 __all__ = [
     "Batches",
@@ -26,7 +27,10 @@ __all__ = [
     "train_loader",
 ]
 
-_HOMES = {"build_copier": "leyden.data.prefetch"}  # for CUDA only
+_HOMES = {
+    "build_copier": "leyden.data.prefetch",  # for CUDA only
+    "prepare_workers": "leyden.data.workers",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from itertools import islice, zip_longest
 from typing import Any, Final, Literal, final
 
+from leyden.data.generators import mark
 from leyden.data.kinds import Loader, check_validity, is_collection, kind_of
-from leyden.data.loaders import length_of
+from leyden.data.loaders import begin, length_of
 from leyden.errors import InvalidTypeError, InvalidValueError, OrderError
-from leyden.seed import rng_state, set_rng_state
 from leyden.tree import map_children
 
+Seek = Callable[..., Iterator[Any]]
 Mode = Literal["min_size", "max_size_cycle", "max_size", "sequential"]
 
 _END: Final[Any] = object()  # what next() gives at the end of a loader; a batch may well be None
@@ -116,20 +117,29 @@ class CombinedLoader(Iterable[Any]):
                 for batch_idx, batch in enumerate(islice(loader, None if size == math.inf else int(size))):
                     yield batch, batch_idx, index
         else:
-            for batch_idx, batch in enumerate(self.batches()):
+            loaders = self._flattened
+            batches = self.batches([iter(loader) for loader in loaders], lambda index: iter(loaders[index]))
+            for batch_idx, batch in enumerate(self.cut(batches)):
                 yield batch, batch_idx, 0
 
-    def batches(self, before_restart: Callable[[], None] = lambda: None) -> Iterator[Any]:
-        """The combined batches alone; not for the mode "sequential".
+    def batches(
+        self, iterators: Sequence[Iterator[Any]], restart: Callable[[int], Iterator[Any]], ended: Container[int] = ()
+    ) -> Iterator[Any]:
+        """The combined batches alone, of all loaders to their end; not for the mode "sequential".
 
         Args:
-            before_restart: called before a loader begins again in the middle of the epoch.
+            iterators: of the loaders.
+            restart: begins a loader once more, by its index, in the middle of the epoch.
+            ended: indices of loaders that have ended before.
         """
-        cycles = self.mode == "max_size_cycle"
-        rows = _cycle(self._flattened, before_restart) if cycles else _ROWS[self.mode](*self._flattened)
-        length = self._length()
-        for row in islice(rows, None if length == math.inf else int(length)):
+        rows = _ROWS.get(self.mode)
+        for row in rows(*iterators) if rows is not None else _cycle([*iterators], restart, ended):
             yield self._in_place(row)
+
+    def cut(self, batches: Iterator[Any], used: int = 0) -> Iterator[Any]:
+        """As many batches as there are, but for those that were used."""
+        length = self._length()
+        return islice(batches, None if length == math.inf else max(int(length) - used, 0))
 
     def _sizes(self) -> list[int | float]:
         limits = self._limits or [math.inf] * len(self._flattened)
@@ -155,6 +165,46 @@ class CombinedLoader(Iterable[Any]):
             )
 
 
+class _Pass(Iterator[Any]):
+    """One pass over a loader among several, and what its order comes from.
+
+    Args:
+        loader: the loader.
+        row: of the epoch's rows, that it begins with.
+        place: where it was in another process; None begins one.
+        seek: goes on from there: :func:`leyden.data.seeking.seek`.
+
+    Attributes:
+        opened: what the generators were when it began.
+        first: and when its first batch was asked for; None before.
+        count: batches that it has given.
+        has_ended: whether it has no more.
+    """
+
+    def __init__(self, loader: Any, row: int, place: Mapping[str, Any] | None = None, seek: Seek | None = None) -> None:
+        self.loader, self.row, self.count, self.first = loader, row, 0, None
+        self.has_ended = False
+        if place is None or seek is None:
+            self.opened = mark(loader)
+            self._batches = begin(loader)
+        else:
+            self.opened, self.first, self.count = place["opened"], place["first"], place["count"]
+            self._batches = seek(loader, self.count, place, opened=self.opened, first=self.first)
+            if place["has_ended"]:  # a sampler may draw at its end: now, not when it is asked once more
+                next(self, None)
+
+    def __next__(self) -> Any:
+        if self.first is None:
+            self.first = mark(self.loader)
+        try:
+            batch = next(self._batches)
+        except StopIteration:
+            self.has_ended = True
+            raise
+        self.count += 1
+        return batch
+
+
 @final
 class Joined:
     """A ``CombinedLoader`` as one loader: its batches come without indices.
@@ -164,14 +214,13 @@ class Joined:
 
     Attributes:
         combined: see above.
-        restarts: states of the global random generators when, in this epoch, a loader began again and shuffled anew.
-        replayed: such states of an epoch that is iterated once more, to go on from its middle; used up by that.
+        passes: the running one over each loader.
     """
 
     def __init__(self, combined: CombinedLoader) -> None:
         self.combined = combined
-        self.restarts: list[Any] = []
-        self.replayed: list[Any] = []
+        self.passes: list[_Pass] = []
+        self._row = 0
 
     @property
     def flattened(self) -> list[Any]:
@@ -191,15 +240,33 @@ class Joined:
         return len(self.combined)
 
     def __iter__(self) -> Iterator[Any]:
-        replayed, self.replayed, self.restarts = iter(self.replayed), [], []
+        self._row = 0
+        self.passes = [_Pass(loader, 0) for loader in self.flattened]
+        return self._batches()
 
-        def before_restart() -> None:
-            state = next(replayed, None)
-            if state is not None:
-                set_rng_state(state)
-            self.restarts.append(rng_state())
+    def reopened(self, row: int, places: Sequence[Mapping[str, Any]], seek: Seek) -> Iterator[Any]:
+        """The rest of an epoch.
 
-        return self.combined.batches(before_restart)
+        Args:
+            row: how many batches of it were used.
+            places: of the running pass over each loader: its row, generators and count of batches.
+            seek: :func:`leyden.data.seeking.seek`.
+        """
+        self._row = row
+        pairs = zip(self.flattened, places, strict=True)
+        self.passes = [_Pass(loader, place["row"], place, seek) for loader, place in pairs]
+        return self._batches()
+
+    def _batches(self) -> Iterator[Any]:
+        def restart(index: int) -> Iterator[Any]:
+            self.passes[index] = _Pass(self.flattened[index], self._row)
+            return self.passes[index]
+
+        ended = [index for index, one in enumerate(self.passes) if one.row]
+        batches = self.combined.batches(self.passes, restart, ended)
+        for batch in self.combined.cut(batches, self._row):
+            self._row += 1
+            yield batch
 
 
 def train_loader(value: Any, *, name: str = "train_dataloaders") -> Loader:
@@ -292,20 +359,20 @@ def _fill(tree: Any, values: Sequence[Any]) -> Any:
     return values[tree] if isinstance(tree, int) else map_children(lambda child: _fill(child, values), tree)
 
 
-def _cycle(loaders: Sequence[Any], before_restart: Callable[[], None]) -> Iterator[list[Any]]:
+def _cycle(
+    iterators: list[Iterator[Any]], restart: Callable[[int], Iterator[Any]], ended: Container[int]
+) -> Iterator[list[Any]]:
     """Rows of batches until every loader has ended once; until then those that end begin again."""
-    iterators = [iter(loader) for loader in loaders]
-    running = set(range(len(loaders)))
+    running = {index for index in range(len(iterators)) if index not in ended}
     while running:
         row = []
-        for index, loader in enumerate(loaders):
+        for index in range(len(iterators)):
             batch = next(iterators[index], _END)
             if batch is _END:
                 running.discard(index)
                 if not running:
                     return
-                before_restart()
-                iterators[index] = iter(loader)
+                iterators[index] = restart(index)
                 batch = next(iterators[index], _END)
             if batch is _END:
                 raise OrderError(

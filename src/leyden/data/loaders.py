@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import copy
-import functools
 import math
-import os
-import signal
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence, Sized
-from typing import Any, Protocol
+from collections.abc import Generator, Iterator, Sequence, Sized
+from typing import Any, Final, Protocol
 
-import torch
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -24,10 +20,12 @@ from torch.utils.data import (
 from leyden import errors
 from leyden.data.kinds import Loader
 from leyden.hooks.dispatch import Watch
-from leyden.rank import rank_zero_only, rank_zero_warn
-from leyden.seed import worker_init
+from leyden.rank import rank_zero_warn
 
 _END: Any = object()  # what next() gives at the end of a loader; a batch may well be None
+
+#: Attribute of a ``DataLoader`` with workers that knows where they are; see :mod:`leyden.data.tracking`.
+TRACKED: Final = "_leyden_tracked"
 
 
 def length_of(loader: Any) -> int | None:
@@ -144,13 +142,13 @@ def _in_order(sampler: Sampler[Any], dataset: Any) -> Any:
 def _with_sampler(loader: DataLoader[Any], sampler: Any) -> DataLoader[Any]:
     """A copy of ``loader`` that draws from ``sampler``."""
     if loader.batch_sampler is None:
-        return _copy_with(loader, sampler=sampler)
+        return copy_with(loader, sampler=sampler)
     batch_sampler = copy.copy(loader.batch_sampler)
     batch_sampler.sampler = sampler  # type: ignore[attr-defined]  # the caller has seen that there is one
-    return _copy_with(loader, sampler=sampler, batch_sampler=batch_sampler)
+    return copy_with(loader, sampler=sampler, batch_sampler=batch_sampler)
 
 
-def _copy_with(loader: DataLoader[Any], **fields: Any) -> DataLoader[Any]:
+def copy_with(loader: DataLoader[Any], **fields: Any) -> DataLoader[Any]:
     """A copy of ``loader`` with other fields.
 
     Calling the class again would need the arguments of a user's own ``__init__``. DataLoader refuses to
@@ -158,8 +156,19 @@ def _copy_with(loader: DataLoader[Any], **fields: Any) -> DataLoader[Any]:
     has no iterator yet.
     """
     result = copy.copy(loader)
-    vars(result).update(fields, _iterator=None)
+    vars(result).update({**fields, "_iterator": None, TRACKED: None})
     return result
+
+
+def begin(loader: Any) -> Iterator[Any]:
+    """An iteration of a loader; of a ``DataLoader`` that is tracked one whose place is known."""
+    tracked = vars(loader).get(TRACKED) if isinstance(loader, DataLoader) else None
+    return iter(loader if tracked is None else tracked)
+
+
+def is_stateful(value: Any) -> bool:
+    """Whether a loader, or a data set, keeps its place itself, as torchdata's ``StatefulDataLoader`` does."""
+    return all(callable(getattr(value, name, None)) for name in ("state_dict", "load_state_dict"))
 
 
 def set_epoch(loader: Any, epoch: int) -> None:
@@ -173,12 +182,6 @@ def set_epoch(loader: Any, epoch: int) -> None:
             holder.set_epoch(epoch)
 
 
-def generators_of(loader: Any) -> list[torch.Generator]:
-    """The random generators of its own that a loader draws from, or its samplers and dataset do, each once."""
-    found = [getattr(holder, "generator", None) for holder in _holders(loader)]
-    return list({id(one): one for one in found if isinstance(one, torch.Generator)}.values())
-
-
 def _holders(loader: Any) -> list[Any]:
     """What may decide on the order of a loader's samples, each once."""
     found: list[Any] = []
@@ -189,52 +192,6 @@ def _holders(loader: Any) -> list[Any]:
     return list({id(holder): holder for holder in found}.values())
 
 
-def prepare_workers(loader: Any, seed_workers: bool) -> None:
-    """Keep signals from the workers of a ``DataLoader``, or of those combined, and seed them if ``seed_workers``.
-
-    Args:
-        loader: its ``worker_init_fn`` is changed in place; the user's is called too, and seeds if there is one.
-            Anything but a DataLoader is left alone.
-        seed_workers: whether ``seed_everything(workers=True)`` was called:
-            :func:`leyden.seed.workers_are_seeded`.
-    """
-    for part in parts_of(loader):
-        if not isinstance(part, DataLoader):
-            continue
-        init = part.worker_init_fn.init if isinstance(part.worker_init_fn, Sheltered) else part.worker_init_fn
-        if seed_workers and init is None:
-            init = functools.partial(worker_init, rank=rank_zero_only.rank)
-        part.worker_init_fn = Sheltered(init) if part.num_workers else init
-
-
-class Sheltered:
-    """A ``worker_init_fn`` that keeps signals from a worker: they are for the run, which needs it until its boundary.
-
-    A terminal's Ctrl-C and ``timeout`` signal a whole group of processes; so a worker makes a group of its own, where
-    the system has them. What reaches it by other ways has no effect, but SIGTERM, by which its DataLoader ends it.
-
-    Args:
-        init: the user's ``worker_init_fn``, or None.
-    """
-
-    def __init__(self, init: Callable[[int], Any] | None) -> None:
-        self.init = init
-
-    def __call__(self, worker_id: int) -> None:
-        """Called in the worker, after torch has installed its handlers."""
-        if hasattr(os, "setpgid"):
-            os.setpgid(0, 0)
-        for name in ("SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2"):
-            if hasattr(signal, name):  # a function, since programs that a worker starts would inherit SIG_IGN
-                signal.signal(getattr(signal, name), _ignore)
-        if self.init is not None:
-            self.init(worker_id)
-
-
-def _ignore(number: int, frame: Any) -> None:
-    pass
-
-
 def parts_of(loader: Any) -> Sequence[Any]:
     """The loaders that a combined one draws from; of any other the loader itself."""
     return getattr(loader, "flattened", (loader,))
@@ -243,9 +200,10 @@ def parts_of(loader: Any) -> Sequence[Any]:
 def may_run_ahead(loader: Any) -> bool:
     """Whether a batch may be drawn before it is needed: worker processes load it, or it is there already.
 
-    Anything else may draw random numbers in this process while it loads, whose order would change.
+    Anything else may draw random numbers in this process while it loads, whose order would change; a loader that keeps
+    its place itself would be beyond the batch in use.
     """
-    return all(
+    return not is_stateful(loader) and all(
         part.num_workers > 0 if isinstance(part, DataLoader) else isinstance(part, (list, tuple))
         for part in parts_of(loader)
     )
@@ -259,7 +217,7 @@ def with_all_samples(loader: Any) -> Any:
         return loader
     if drops:
         batch_sampler = BatchSampler(batch_sampler.sampler, batch_sampler.batch_size, drop_last=False)
-    return _copy_with(loader, batch_sampler=batch_sampler, drop_last=False)
+    return copy_with(loader, batch_sampler=batch_sampler, drop_last=False)
 
 
 class RecordedLoader:
@@ -281,7 +239,7 @@ class RecordedLoader:
         # DataLoader fetches what its batch sampler gives, or its sampler where it makes no batches
         place = "sampler" if loader.batch_sampler is None else "batch_sampler"
         recorder = _Recorder(getattr(loader, place), self._drawn)
-        self.flattened = [_copy_with(loader, **{place: recorder})]
+        self.flattened = [copy_with(loader, **{place: recorder})]
 
     @staticmethod
     def can_record(loader: Any) -> bool:
@@ -348,6 +306,10 @@ class Batches:
         copier: brings batches to the device one ahead, where that changes nothing; None copies nothing.
         watch: hands the loader's iterator on, perhaps profiled; ``iter`` hands on the iterator itself.
 
+    Attributes:
+        is_last: whether the batch in hand is the last.
+        ahead: the batch that a loader without a length was asked for ahead of time, or nothing.
+
     Warns:
         LeydenWarning: the loader ended before its length (code ``loader-shorter-than-its-length``), in which
             case ``is_last`` stays False after the epoch, or went on after it
@@ -358,7 +320,7 @@ class Batches:
     [('a', False), ('b', True)]
     """
 
-    __slots__ = ("_running", "copier", "is_last", "limit", "loader", "watch")
+    __slots__ = ("_running", "ahead", "copier", "is_last", "limit", "loader", "watch")
 
     def __init__(
         self,
@@ -373,6 +335,7 @@ class Batches:
         self.copier = copier
         self.watch = watch
         self.is_last = False
+        self.ahead: list[Any] = []
         self._running: Generator[Any, None, None] | None = None
 
     def __iter__(self) -> Iterator[Any]:
@@ -411,7 +374,7 @@ class Batches:
         total = int(self.limit) if limited else length
         last = total - 1
         index = -1
-        iterator = iter(self.loader)
+        iterator = begin(self.loader)
         # range comes first: at the limit, zip stops there and does not ask the loader again
         for index, batch in zip(range(total), self.watch(iterator), strict=False):
             if index == last:
@@ -433,15 +396,14 @@ class Batches:
 
     def _ahead(self) -> Generator[Any, None, None]:
         limit = self.limit
-        iterator = self.watch(iter(self.loader))
+        iterator = self.watch(begin(self.loader))
         upcoming = next(iterator, _END)
         handed_out = 0
         while upcoming is not _END:
             batch = upcoming
             handed_out += 1
             upcoming = next(iterator, _END) if handed_out < limit else _END
-            if upcoming is _END:
-                self.is_last = True
+            self.is_last, self.ahead = upcoming is _END, [] if upcoming is _END else [upcoming]
             yield batch
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from leyden import data as lazily
 from leyden.data.combined import Joined, eval_loaders, train_loader
-from leyden.data.loaders import length_of, num_batches, overfit, parts_of, prepare_workers, with_all_samples
+from leyden.data.loaders import length_of, num_batches, overfit, parts_of, with_all_samples
 from leyden.errors import InvalidValueError
 from leyden.seed import workers_are_seeded
 
@@ -59,7 +60,7 @@ def _prepare(loader: Any, limits: DataLimits) -> tuple[Any, int | float]:
         limit, name = limits.overfit_batches, "overfit_batches"
         parts = [overfit(part, limit) for part in parts_of(loader)]
         loader = loader.replaced(parts) if isinstance(loader, Joined) else parts[0]
-    prepare_workers(loader, workers_are_seeded())
+    lazily.prepare_workers(loader, workers_are_seeded())
     return loader, num_batches(length_of(loader), limit, name=name)
 
 

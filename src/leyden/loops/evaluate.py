@@ -20,6 +20,7 @@ from typing import Any, Final, final
 
 from torch import nn
 
+from leyden import checkpoint
 from leyden.data.loaders import Batches, Copier, RecordedLoader, set_epoch
 from leyden.data.transfer import Transfer
 from leyden.errors import warn
@@ -37,7 +38,8 @@ class Modes:
         to_train: the user's override of ``on_*_model_train``, or None.
 
     Attributes:
-        before: the mode of every submodule before the evaluation.
+        before: every submodule with its mode before the evaluation. No dict: the hash of a metric object changes with
+            what it has accumulated.
     """
 
     def __init__(
@@ -50,11 +52,11 @@ class Modes:
         self._module = module
         self._to_eval = to_eval
         self._to_train = to_train
-        self.before: dict[nn.Module, bool] = {}
+        self.before: list[tuple[nn.Module, bool]] = []
 
     def switch_to_eval(self) -> None:
         """Remember every submodule's mode and switch to evaluation."""
-        self.before = {module: module.training for module in self._module.modules()}
+        self.before = [(module, module.training) for module in self._module.modules()]
         (self._to_eval or self._module.eval)()
 
     def restore(self) -> None:
@@ -62,7 +64,7 @@ class Modes:
         if self._to_train is not None:
             self._to_train()
             return
-        for module, training in self.before.items():
+        for module, training in self.before:
             module.training = training
 
 
@@ -72,18 +74,14 @@ class Position:
 
     Attributes:
         loader: index of the loader at hand.
-        started: its batches that have begun.
-        done: its batches whose step is done.
-        row_is_due: whether the values of the last of these are still to be written.
+        done: its batches that are through.
         ended: the last one begun of what comes after all batches; 0 while they run.
         before: what the order of the loader's data comes from.
         rest: what is left of the loader, in an evaluation that goes on from a checkpoint.
     """
 
     loader: int = 0
-    started: int = 0
     done: int = 0
-    row_is_due: bool = False
     ended: int = 0
     before: Any = None
     rest: Any = None
@@ -163,6 +161,8 @@ class EvaluationLoop:
         at: where the one in progress is.
         outputs: what the steps have returned so far, if it is kept, a list for each loader.
         loaded_in: epoch in which the loaders of a fit were asked for.
+        loaders: those of the current or last run.
+        own: what its loaders are to hold when the next run starts, by loader.
         go_on: puts the next run where a checkpoint was written in the middle of one; called once.
     """
 
@@ -170,6 +170,8 @@ class EvaluationLoop:
         self.parts: EvaluationParts | None = None
         self.at = Position()
         self.loaded_in: int | None = None
+        self.loaders: Sequence[Any] = ()
+        self.own: Sequence[Any] | None = None
         self.go_on: Callable[[EvaluationParts, Position], None] | None = None
         self.batches: Batches | None = None
         self.num_batches: list[int | float] = []
@@ -193,11 +195,14 @@ class EvaluationLoop:
         name, hooks, state, results = parts.name, parts.hooks, parts.state, parts.results
         self.parts, self.num_batches, self.at = parts, list(parts.limits), Position()
         surrounding, state.results = state.results, results
-        go_on, self.go_on = self.go_on, None
+        self.loaders = parts.loaders
+        own, go_on, self.own, self.go_on = self.own or (), self.go_on, None, None
         try:
             with parts.gradients():
                 parts.modes.switch_to_eval()
                 at = self.at
+                for loader, states in zip(parts.loaders, own, strict=False):
+                    checkpoint.restore_own(loader, states)
                 if go_on is not None:
                     go_on(parts, at)
                 else:
@@ -222,6 +227,7 @@ class EvaluationLoop:
         if parts.results is not None:
             parts.hooks.call("on_epoch_start")
         parts.hooks.call(f"on_{parts.name}_epoch_start")
+        parts.state.do_deferred()
 
     def _run_loaders(self, parts: EvaluationParts, at: Position) -> None:
         while at.loader < len(parts.loaders):
@@ -232,7 +238,7 @@ class EvaluationLoop:
             self._run_loader(parts, at.loader)
             if at.rest is not None:
                 at.rest.finish()
-            at.loader, at.started, at.done, at.rest = at.loader + 1, 0, 0, None
+            at.loader, at.done, at.rest = at.loader + 1, 0, None
 
     def _run_loader(self, parts: EvaluationParts, index: int) -> None:
         name, state, results, step, transfer = parts.name, parts.state, parts.results, parts.step, parts.transfer
@@ -246,12 +252,9 @@ class EvaluationLoop:
         keep = self.outputs[index].append if parts.keeps else None
         if results is not None:
             results.dataloader_idx = index if more else None
-            if at.row_is_due:
-                self._write_row(parts, results, rows_before + batch_idx)
         loader, limit = loader if at.rest is None else at.rest, parts.limits[index] - first
         batches = self.batches = Batches(loader, limit, copier=parts.copier, watch=parts.watch)
         for batch_idx, batch in enumerate(batches, first):
-            at.started = batch_idx + 1
             if transfer is not None:
                 batch = transfer(batch, index)
             if results is not None:
@@ -265,23 +268,17 @@ class EvaluationLoop:
             state.hook = None
             if keep is not None:
                 keep(output)
-            at.done, at.row_is_due = batch_idx + 1, True
             if end is not None:
                 end(output, batch, batch_idx, *more)
-            if results is not None:
-                self._write_row(parts, results, rows_before + batch_idx)
+            if write_row is not None and results is not None and results.logs_by_step:
+                write_row(results.step_metrics(), rows_before + batch_idx)
+            at.done = batch_idx + 1
             if state.deferred:
                 state.do_deferred()
             if state.interrupt is not None:
                 state.interrupt()
         if write_row is not None:
             parts.rows[str(index)] = rows_before + batch_idx + 1
-
-    def _write_row(self, parts: EvaluationParts, results: Results, step: int) -> None:
-        """Write what the last step has logged."""
-        self.at.row_is_due = False
-        if parts.write_row is not None and results.logs_by_step:
-            parts.write_row(results.step_metrics(), step)
 
     def _end_evaluation(self, parts: EvaluationParts, results: Results) -> list[dict[str, float]]:
         at = self.at
@@ -290,10 +287,13 @@ class EvaluationLoop:
             if parts.epoch_end is not None:
                 outputs = [[output for output in each if output is not None] for each in self.outputs]
                 _end_epoch(parts.epoch_end, parts.name, outputs)
+            parts.state.do_deferred()
         if at.begins(2):
             parts.hooks.call(f"on_{parts.name}_epoch_end")
+            parts.state.do_deferred()
         if at.begins(3):
             parts.hooks.call("on_epoch_end")
+            parts.state.do_deferred()
         values = results.evaluation_results() if parts.returns else []  # reads from the device
         if parts.write_row is not None and at.begins(4):
             parts.write_row(results.epoch_metrics(), None)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from leyden.data.generators import set_state, state_of
 from leyden.optimization.joint import members_of
 
 _PLAIN: Final = (bool, int, float, complex, str, bytes, tuple, frozenset, type(None))
@@ -29,7 +30,8 @@ class Undo:
         module: the module that is trained.
         optimizers: its optimizers; a Joint counts as its members.
         stateful: anything else with ``state_dict`` and ``load_state_dict``: schedulers, a scaler.
-        generators: torch generators that somebody draws from, beside the global ones.
+        generators: torch's, Python's or NumPy's that somebody draws from, beside the global ones.
+        holders: any other objects, whose attributes are put back; what is inside of these only as far as above.
 
     >>> layer = nn.Linear(2, 1)
     >>> before = layer.weight.detach().clone()
@@ -46,19 +48,24 @@ class Undo:
         *,
         optimizers: Iterable[Any] = (),
         stateful: Iterable[Any] = (),
-        generators: Iterable[torch.Generator] = (),
+        generators: Iterable[Any] = (),
+        holders: Iterable[Any] = (),
     ) -> None:
         self._steps: list[Callable[[], Any]] = []
         for parameter in module.parameters():
             if not is_lazy(parameter):
                 self._remember_parameter(parameter)
         for part in module.modules():
-            self._remember_attributes(part)
+            for owner in (part.__dict__, part._buffers):
+                self._remember_items(owner)
+        for other in holders:
+            self._steps.append(functools.partial(other.__dict__.update, other.__dict__.copy()))
+            self._remember_items(other.__dict__)
         members = [member for optimizer in optimizers for member in members_of(optimizer)]
         for holder in (*members, *stateful):
             self._steps.append(_loader(holder, copy.deepcopy(holder.state_dict())))
         for generator in generators:
-            self._steps.append(_setter(generator, generator.get_state()))
+            self._steps.append(functools.partial(set_state, generator, state_of(generator)))
 
     def __call__(self) -> None:
         """Put everything back."""
@@ -79,19 +86,17 @@ class Undo:
 
         self._steps.append(put_back)
 
-    def _remember_attributes(self, part: nn.Module) -> None:
-        owners: tuple[dict[str, Any], ...] = (part.__dict__, part._buffers)
-        for owner in owners:
-            known = set(owner)
-            self._steps.append(functools.partial(_drop_others, owner, known))
-            for name in known - _STRUCTURE:
-                value = owner[name]
-                if isinstance(value, Tensor):
-                    self._steps.append(functools.partial(_put_tensor, owner, name, value, _copy(value)))
-                elif isinstance(value, _CONTAINERS):
-                    self._steps.append(functools.partial(_put_items, owner, name, value, copy.copy(value)))
-                elif isinstance(value, _PLAIN):
-                    self._steps.append(functools.partial(owner.__setitem__, name, value))
+    def _remember_items(self, owner: dict[str, Any]) -> None:
+        known = set(owner)
+        self._steps.append(functools.partial(_drop_others, owner, known))
+        for name in known - _STRUCTURE:
+            value = owner[name]
+            if isinstance(value, Tensor):
+                self._steps.append(functools.partial(_put_tensor, owner, name, value, _copy(value)))
+            elif isinstance(value, _CONTAINERS):
+                self._steps.append(functools.partial(_put_items, owner, name, value, copy.copy(value)))
+            elif isinstance(value, _PLAIN):
+                self._steps.append(functools.partial(owner.__setitem__, name, value))
 
 
 #: The module's own bookkeeping of parameters, buffers, hooks: these change only if its structure does.
@@ -122,7 +127,3 @@ def _put_items(owner: dict[str, Any], name: str, container: Any, items: Any) -> 
 def _loader(holder: Any, state: Any) -> Callable[[], Any]:
     # load_state_dict may keep what it is given, so each call gets a copy of its own
     return lambda: holder.load_state_dict(copy.deepcopy(state))
-
-
-def _setter(generator: torch.Generator, state: Tensor) -> Callable[[], Any]:
-    return lambda: generator.set_state(state)

@@ -257,8 +257,17 @@ def is_metric(value: object) -> TypeGuard[MetricObject]:
 
 
 def metric_objects(module: nn.Module) -> dict[str, nn.Module]:
-    """The metric objects that a module holds, by name, those inside of others included."""
-    return {name: part for name, part in module.named_modules() if "_defaults" in vars(part)}
+    """The metric objects that a module holds, by name, those inside of others and of plain lists and dicts included."""
+    found = {}
+    for name, part in module.named_modules():
+        if "_defaults" in vars(part):
+            found[name] = part
+        for key, value in vars(part).items():
+            if key[0] != "_" and isinstance(value, list | tuple | dict):
+                for index, item in value.items() if isinstance(value, dict) else enumerate(value):
+                    if isinstance(item, nn.Module) and "_defaults" in vars(item):
+                        found[f"{name}.{key}[{index!r}]"] = item
+    return found
 
 
 def states_of(metrics: Mapping[str, nn.Module]) -> dict[str, dict[str, Any]]:
