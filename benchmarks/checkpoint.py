@@ -179,7 +179,7 @@ def summary(seconds: list[float], bare_seconds: list[float], equal: bool) -> dic
 
 def check_speed(path: Path, repeats: int = 9) -> float:
     """GB/s at which a file of leyden is verified, from the page cache."""
-    from leyden.checkpoint.integrity import fault_of
+    from leyden.checkpoint.files import fault_of
 
     seconds = []
     for _ in range(repeats):

@@ -28,7 +28,7 @@ import modes
 from leyden import Callback, LightningModule
 from leyden.callbacks import ModelCheckpoint
 from leyden.checkpoint import read_checkpoint
-from leyden.checkpoint.integrity import fault_of
+from leyden.checkpoint.files import fault_of
 from leyden.errors import LeydenError
 from sameness import differences
 

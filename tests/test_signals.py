@@ -178,8 +178,8 @@ def test_nothing_is_saved_where_checkpoints_are_off(name: str, tmp_path: Path, c
         trainer.fit(Model(), modes.DATA)
     assert trainer.global_step == (2 if ends else 6)
     assert list(tmp_path.iterdir()) == []
-    what = "ends at the end of this step" if ends else "goes on"
-    assert f"{name}: the run {what}; nothing is saved (checkpoints are off" in capfd.readouterr().err
+    what = "ends with the next step that ends, or when it is over" if ends else "goes on"
+    assert f"{name}: the run {what}; nothing can be saved now (checkpoints are off" in capfd.readouterr().err
 
 
 def test_sigusr1_saves_and_the_run_goes_on(tmp_path: Path) -> None:
@@ -192,7 +192,7 @@ def test_sigusr1_saves_and_the_run_goes_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("hook", ["setup", "on_sanity_check_start", "on_fit_start"])
-def test_before_anything_is_trained_there_is_nothing_to_save(hook: str, tmp_path: Path) -> None:
+def test_before_anything_is_trained_there_is_nothing_to_save(hook: str, tmp_path: Path, capfd: Any) -> None:
     """The file that an earlier run has left stays what it was."""
     (tmp_path / "interrupted.ckpt").write_text("older")
     module, sender = Model(), Sender(hook)
@@ -202,6 +202,7 @@ def test_before_anything_is_trained_there_is_nothing_to_save(hook: str, tmp_path
     assert "train" not in module.steps
     assert (tmp_path / "interrupted.ckpt").read_text() == "older"
     assert sender.heard == [SystemExit]
+    assert "SIGTERM: the run ends with the next step that ends, or when it is over" in capfd.readouterr().err
 
 
 def test_ctrl_c_before_the_first_step_does_not_wait(tmp_path: Path) -> None:
@@ -254,13 +255,21 @@ def test_a_trial_ends_after_its_batch_and_leaves_no_trace(tmp_path: Path) -> Non
     assert not (tmp_path / "interrupted.ckpt").exists()
 
 
-def test_a_signal_after_the_last_boundary_ends_the_process_when_the_run_is_over() -> None:
-    sender = Sender("on_fit_end", 1, 5)
-    trainer = Trainer(max_epochs=1, callbacks=sender, **QUIET)
+@pytest.mark.parametrize("hook", ["on_train_epoch_end", "on_train_end", "on_fit_end"])
+def test_a_signal_after_the_last_boundary_ends_the_process_when_the_run_is_over(
+    hook: str, tmp_path: Path, capfd: Any
+) -> None:
+    """Nothing is saved then, and nothing else is said; only in the last epoch's hook is it not yet known to be last."""
+    sender = Sender(hook, int(hook != "on_train_epoch_end"), 5)
+    trainer = Trainer(max_epochs=1, callbacks=sender, default_root_dir=tmp_path, **QUIET)
     with pytest.raises(SystemExit) as caught:
         trainer.fit(Model(), modes.DATA)
     assert caught.value.code == 143
     assert sender.heard == []  # the fit itself has succeeded
+    assert list(tmp_path.iterdir()) == []
+    said = capfd.readouterr().err
+    assert ("the run is saved" in said) == (hook == "on_train_epoch_end")
+    assert "SIGTERM: no step came after it; the run is over, and nothing is saved for it" in said
 
 
 def test_a_save_that_fails_does_not_keep_the_run_from_ending(tmp_path: Path) -> None:

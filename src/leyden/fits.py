@@ -28,7 +28,6 @@ from leyden.rank import rank_zero_info
 from leyden.resolve import resolve_validation_interval
 from leyden.results.collect import Results
 from leyden.results.entry import metric_objects
-from leyden.seed import isolate_rng
 from leyden.units import Every, build_counter, clocks_of
 
 
@@ -115,14 +114,15 @@ class Fits(Evaluations):
                 clocks=self.clocks,
                 scaler=self.scaler,
                 window_size=self._accumulation_in(self.clocks.epoch),
-                max_epochs=self.max_epochs,  # which a callback may just have raised
+                limits=self.fit_loop.limits,  # which a callback may just have raised
+                windows_until=self._windows_until,
             )
         checkpoint.restore_place(self._running(), place)
         checkpoint.rewind(self.loggers, place)
         if self._state.should_stop:
             rank_zero_info(
                 "the run that wrote the checkpoint was asked to stop, so this fit ends. To train on, leave out the "
-                "callback that has asked, or set trainer.should_stop = False in on_fit_start"
+                'callback that has asked, or begin it anew: fit(..., resume={"callbacks.EarlyStopping": "reset"})'
             )
         return bool(place["phase"] != "between")
 
@@ -360,7 +360,7 @@ class Fits(Evaluations):
         """A few validation batches, so that mistakes there show before hours of training. Leaves no trace."""
         if not self.num_sanity_val_steps or not self._validates():
             return
-        with isolate_rng():
+        with self._without_trace():
             self._state.stage = "sanity_check"
             hooks.call("on_sanity_check_start")
             loaders, counts = self._validation_data()

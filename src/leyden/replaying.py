@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from leyden import checkpoint
 from leyden.callback import Callback
 from leyden.callbacks.failure_recorder import Judging
-from leyden.errors import CheckpointError, NonFiniteError
+from leyden.errors import CheckpointError, CheckpointNotFoundError, NonFiniteError
 from leyden.module import LightningModule
 from leyden.rank import rank_zero_info
 from leyden.seed import set_rng_state
@@ -54,20 +54,15 @@ def replay(
         The Trainer of the replay, if the step did not fail this time.
 
     Raises:
-        CheckpointError: the file is no record of a failure (``replay-file``), or cannot be read.
+        CheckpointError: the file is no record of a failure (``replay-file``), missing (``checkpoint-missing``), or
+            cannot be read.
         Exception: what the step raises.
         NonFiniteError: its loss or a gradient is not finite (``non-finite``).
 
     >>> # trainer = leyden.replay("failures/epoch=3-batch=17.failure", Model())
     """
-    content = checkpoint.read_checkpoint(file, weights_only=weights_only)
-    failure = content.get("failure")
-    if failure is None:
-        raise CheckpointError(
-            f"{os.fspath(file)!r} is a checkpoint, and no record of a failing step; pass a file that "
-            "Trainer(record_failures=True) has written",
-            code="replay-file",
-        )
+    content = read_record(file, weights_only=weights_only)
+    failure = content["failure"]
     silent = ("logger", "enable_checkpointing", "enable_model_summary", "enable_progress_bar", "handle_signals")
     settings = {**failure["trainer"], **dict.fromkeys(silent, False), "detect_anomaly": True, **arguments}
     origin = _Origin()
@@ -85,6 +80,36 @@ def replay(
         raise
     rank_zero_info(again.comparison())
     return trainer
+
+
+def read_record(
+    file: str | os.PathLike[str], *, weights_only: bool | None = None, builds: bool = True
+) -> dict[str, Any]:
+    """Read the record of a failing step.
+
+    Args:
+        file: the file.
+        weights_only: as for :func:`replay`.
+        builds: whether objects of users' classes are built, for which these must be there.
+
+    Raises:
+        CheckpointError: as :func:`replay`.
+    """
+    try:
+        content = checkpoint.read_checkpoint(file, weights_only=weights_only, builds=builds)
+    except CheckpointNotFoundError:
+        raise CheckpointNotFoundError(
+            f"there is no record {os.fspath(file)!r} of a failing step; a run with "
+            "Trainer(record_failures=True) names it with its error",
+            code="checkpoint-missing",
+        ) from None
+    if not isinstance(content.get("failure"), dict):
+        raise CheckpointError(
+            f"{os.fspath(file)!r} is a checkpoint, and no record of a failing step; pass a file that "
+            "Trainer(record_failures=True) has written",
+            code="replay-file",
+        )
+    return content
 
 
 class _Recorded:

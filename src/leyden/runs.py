@@ -146,7 +146,7 @@ class Runs(Saves):
         calls: list[tuple[str, Callable[[], Any]]] = [
             ("the profiler", functools.partial(self.profiler.teardown, stage=stage)),
             ("what was logged", self._release),
-            ("the checkpoint in the background", self.wait_for_checkpoint),
+            ("the checkpoint in the background", self._close_writer),
         ]
         for logger in self.loggers:
             if hasattr(logger, "finalize"):

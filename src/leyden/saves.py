@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from leyden import checkpoint
@@ -12,6 +13,7 @@ from leyden.assembly import Engine
 from leyden.errors import MisconfigurationException, OrderError
 from leyden.loops.fit import FitParts
 from leyden.loops.ledger import Aside
+from leyden.seed import isolate_rng
 from leyden.signals import INTERRUPTED, slurm_job
 from leyden.trainer_properties import TrainerProperties
 from leyden.units import Every
@@ -29,6 +31,7 @@ class Saves(TrainerProperties):
     _eval_rows: dict[str, int]  # batches that the current run has evaluated, by loader
     _is_trial = False
     _parts: FitParts | None = None
+    _place: dict[str, Any] | None = None  # of a fit whose sanity check runs, which leaves no trace
     _began: checkpoint.Switches | None = None  # the module when the fit began
     _writer: checkpoint.Writer | None = None
 
@@ -40,6 +43,7 @@ class Saves(TrainerProperties):
         *,
         asynchronous: bool = False,
         then: Callable[[], Any] | None = None,
+        owner: object = None,
     ) -> None:
         """Write the state of the run to a file; the first process writes, all of them must call it.
 
@@ -53,44 +57,38 @@ class Saves(TrainerProperties):
             weights_only: whether to leave out optimizers, schedulers and everything else that only ``fit`` needs.
             storage_options: accepted for plug-ins of other frameworks that pass None.
             asynchronous: return when the state is copied in memory, and write it in the background. One file at a
-                time: the next save waits, and so does the end of the run, and both tell if it failed.
+                time: the next save waits, and so does the end of the run, which raises if it failed.
             then: called when the file is durable; in the background too.
+            owner: who asks ``wait_for_checkpoint(owner)`` whether it failed in the background; hashable. Nobody else
+                is told before the end of the run.
 
         Raises:
             OrderError: no module was run yet (``save-before-run``).
-            CheckpointError: the file, or the one before that was written in the background, cannot be written
-                (``checkpoint-write``); or the state holds what is no data (``checkpoint-object``).
+            CheckpointError: the file cannot be written (``checkpoint-write``), or the state holds what is no data
+                (``checkpoint-object``).
         """
         if storage_options is not None:
             raise MisconfigurationException(
                 "save_checkpoint(storage_options=...) is not available in this version; leave it out", code="not-yet"
             )
-        save = functools.partial(
-            self._save_now, filepath, weights_only=bool(weights_only), asynchronous=asynchronous, then=then
-        )
+        how = {"asynchronous": asynchronous, "then": then, "owner": owner}
+        save = functools.partial(self._save_now, filepath, bool(weights_only), how)
         waiting = self._state.deferred
         if waiting is not None and self._parts is not None and checkpoint.is_mid_step(self._running()):
             waiting.append(save)
         else:
             save()
 
-    def _save_now(
-        self,
-        filepath: str | os.PathLike[str],
-        *,
-        weights_only: bool,
-        asynchronous: bool,
-        then: Callable[[], Any] | None,
-    ) -> None:
+    def _save_now(self, filepath: str | os.PathLike[str], weights_only: bool, how: dict[str, Any]) -> None:
         with Aside(self.fit_loop.ledger, "saving"):
             self._writer = self._writer or checkpoint.Writer()
             self._writer.join()  # so that the callbacks know the file that is being written
             content = self.dump_checkpoint(weights_only)
             try:
                 if self.is_global_zero:
-                    self._writer.write(content, filepath, asynchronous=asynchronous, then=then)
-                elif then is not None:
-                    then()
+                    self._writer.write(content, filepath, **how)
+                elif how["then"] is not None:
+                    how["then"]()
             finally:
                 self.strategy.barrier("save_checkpoint")
 
@@ -112,20 +110,32 @@ class Saves(TrainerProperties):
                 code="save-before-run",
             )
         self._publish()
-        run = checkpoint.describe(module, self.loggers) if self.is_global_zero else {}
-        if self._plan is not None:
-            run["plan"] = self._outline()
-        return checkpoint.dump(
-            module=module,
-            datamodule=self.datamodule if hooks else None,
-            callbacks=self.callbacks if hooks else (),
-            trainer=self,
-            plan=self._plan,
-            scaler=self.scaler,
-            place=run | checkpoint.capture(self._running()),
-            weights_only=weights_only,
-            hooks=hooks,
-        )
+        with isolate_rng():  # what users' hooks and states draw here must not change the run
+            place = self._place or checkpoint.capture(self._running())
+            run = checkpoint.describe(module, self.loggers) if self.is_global_zero else {}
+            if self._plan is not None:
+                run["plan"] = self._outline()
+            return checkpoint.dump(
+                module=module,
+                datamodule=self.datamodule if hooks else None,
+                callbacks=self.callbacks if hooks else (),
+                trainer=self,
+                plan=self._plan,
+                scaler=self.scaler,
+                place=place | run,  # of a run that has not yet gone on, it holds what that file told
+                weights_only=weights_only,
+                hooks=hooks,
+            )
+
+    @contextmanager
+    def _without_trace(self) -> Iterator[None]:
+        """Inside nothing is drawn from the run's generators, and a checkpoint holds the place where this began."""
+        self._place = checkpoint.capture(self._running())
+        try:
+            with isolate_rng():
+                yield
+        finally:
+            self._place = None
 
     def _running(self) -> checkpoint.Running:
         """What a checkpoint is made of, and restored to."""
@@ -154,14 +164,22 @@ class Saves(TrainerProperties):
             loader=self.fit_loop.data.loader,
         )
 
-    def wait_for_checkpoint(self) -> None:
+    def wait_for_checkpoint(self, owner: object = None) -> None:
         """Wait until the checkpoint that is being written in the background is durable.
 
+        Args:
+            owner: that of ``save_checkpoint``.
+
         Raises:
-            CheckpointError: it could not be written (``checkpoint-write``); told once.
+            CheckpointError: one of this owner's could not be written (``checkpoint-write``); told once.
         """
         if self._writer is not None:
-            self._writer.wait()
+            self._writer.wait(owner)
+
+    def _close_writer(self) -> None:
+        """Wait for the last checkpoint, and raise what no owner has asked for."""
+        if self._writer is not None:
+            self._writer.close()
 
     def _interrupted_path(self) -> str:
         """Where a signal saves: beside the other checkpoints, or where a job that starts again will look."""
@@ -171,8 +189,8 @@ class Saves(TrainerProperties):
         return os.path.join(next(filter(None, folders), None) or self.default_root_dir, f"{name}.ckpt")
 
     def _can_save_interrupted(self) -> bool:
-        """Whether a signal saves: where something is trained, and the user has not switched checkpoints off."""
-        is_in_earnest = self._parts is not None and not (self._is_trial or self.fast_dev_run or self.barebones)
+        """Whether a signal saves: where training steps come, and the user has not switched checkpoints off."""
+        is_in_earnest = self._state.deferred is not None and not (self._is_trial or self.fast_dev_run or self.barebones)
         return is_in_earnest and bool(self.checkpoint_callbacks)
 
     def _save_interrupted(self) -> str:

@@ -142,6 +142,8 @@ class Signals:
             yield
         finally:
             former_ones, self._former, state.interrupt = self._former, {}, None
+            if self._pending:
+                _say(f"{_names(self._pending)}: no step came after it; the run is over, and nothing is saved for it")
             if self._on_child is not None:
                 signal.signal(signal.SIGCHLD, self._on_child)
                 self._on_child = None
@@ -178,8 +180,10 @@ class Signals:
 
     def _announced(self, action: str) -> str:
         """What will be done about a signal."""
-        is_saved, when = self._can_save(), "at the end of this step"
-        nothing = "" if is_saved else "; nothing is saved (checkpoints are off, or nothing is trained)"
+        is_saved, when, nothing = self._can_save(), "at the end of this step", ""
+        if not is_saved:
+            when = "with the next step that ends, or when it is over"
+            nothing = "; nothing can be saved now (checkpoints are off, or no training step runs)"
         if action == "exit":
             return f"the run {'is saved and ' * is_saved}ends {when}{nothing}; once more ends it at once"
         if not is_saved:
@@ -189,8 +193,7 @@ class Signals:
     def _answer(self) -> None:
         """Do what the signals ask for."""
         pending, self._pending, self._state.interrupt = self._pending, [], None
-        names = ", ".join(signal.Signals(number).name for number in pending)
-        path = None
+        names, path = _names(pending), None
         try:
             path = self._save() if self._can_save() else None
         except Exception as error:  # the run must end all the same, or go on
@@ -214,6 +217,10 @@ class Signals:
             if number != signal.SIGINT:
                 raise SystemExit(128 + number)
             raise _ctrl_c()
+
+
+def _names(numbers: Sequence[int]) -> str:
+    return ", ".join(signal.Signals(number).name for number in numbers)
 
 
 def _is_handled(numbers: Mapping[int, str]) -> bool:

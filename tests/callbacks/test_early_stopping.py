@@ -121,7 +121,7 @@ def test_verbose(capsys: pytest.CaptureFixture[str]) -> None:
 def test_state() -> None:
     callback, *_ = stop([5, 4, 4, 4, 4], patience=2)
     state = callback.state_dict()
-    restored = EarlyStopping("val")
+    restored = EarlyStopping("val", patience=2)
     restored.load_state_dict(state)
     assert restored.state_dict() == state
     old = {key: state[key] for key in ("wait_count", "stopped_epoch", "best_score", "patience")}

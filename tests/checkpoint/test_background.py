@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -129,20 +131,28 @@ def test_one_at_a_time(gate: Gate, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
-def test_an_error_surfaces_at_the_next_save(asynchronous: bool, gate: Gate, tmp_path: Path) -> None:
-    """Which is done nevertheless; and it is told once."""
+def test_an_error_is_told_to_its_owner_only(asynchronous: bool, gate: Gate, tmp_path: Path) -> None:
+    """Once. The next save is done nevertheless, and hears of nothing; what nobody asks for is raised in the end."""
     writer, done = Writer(), []
     gate.fails = True
-    writer.write(state(1.0), tmp_path / "a.ckpt", asynchronous=True, then=lambda: done.append("a"))
     gate.may_go.set()
-    while writer._thread is not None and writer._thread.is_alive():
-        writer._thread.join()
+    for owner in ("a", "b", None):
+        writer.write(
+            state(1.0), tmp_path / f"{owner}.ckpt", asynchronous=True, then=lambda: done.append("a"), owner=owner
+        )
+    writer.join()
     gate.fails = False
-    with pytest.raises(CheckpointError, match=r"a\.ckpt' was not written: OSError.*No space left"):
-        writer.write(state(2.0), tmp_path / "b.ckpt", asynchronous=asynchronous)
-    writer.wait()
+    writer.write(state(2.0), tmp_path / "c.ckpt", asynchronous=asynchronous, owner="c")
+    writer.wait("c")
+    for owner in ("a", None):
+        with pytest.raises(CheckpointError, match=rf"{owner}\.ckpt' was not written: OSError.*No space left"):
+            writer.wait(owner)
+        writer.wait(owner)
+    with pytest.raises(CheckpointError, match=r"b\.ckpt"):
+        writer.close()
+    writer.close()
     assert done == []
-    assert [path.name for path in tmp_path.iterdir()] == ["b.ckpt"]
+    assert [path.name for path in tmp_path.iterdir()] == ["c.ckpt"]
 
 
 def trainer_with(*callbacks: Callback, **given: Any) -> Trainer:
@@ -265,14 +275,14 @@ def test_what_is_left_is_the_same_as_without(given: dict[str, Any], tmp_path: Pa
 
 
 class Failing(Callback):
-    """Files cannot be written in some epochs."""
+    """Files cannot be written in some epochs, to one folder or to all."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, *epochs: int) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *epochs: int, folder: Path | str = "") -> None:
         self.now = -1
         save = torch.save
 
         def maybe(*args: Any) -> None:
-            if self.now in epochs:
+            if self.now in epochs and str(folder) in args[1].name:
                 raise OSError(28, "No space left on device")
             save(*args)
 
@@ -292,7 +302,7 @@ def test_a_full_disk_is_told_and_ends_no_training(
     """What the callback knows is what is there; the next save tries again."""
     callback = ModelCheckpoint(tmp_path, filename="{epoch}", asynchronous=asynchronous)
     with pytest.warns(
-        LeydenWarning, match=r"epoch=1\.ckpt' was not written.*is '.*epoch=0\.ckpt'.*The training goes on"
+        LeydenWarning, match=r"epoch=1\.ckpt' was not written.*was '.*epoch=0\.ckpt'.*The training goes on"
     ):
         trainer = trainer_with(callback, Failing(monkeypatch, 1))
         trainer.fit(modes.build("one"), modes.DATA)
@@ -312,6 +322,102 @@ def test_a_fit_whose_last_file_is_missing_fails(
         trainer.fit(modes.build("one"), modes.DATA)
     assert trainer.global_step == 18
     assert [path.name for path in tmp_path.iterdir()] == [Path(callback.best_model_path).name] == ["epoch=0.ckpt"]
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_failure_is_that_of_its_callback(
+    asynchronous: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    """The next callback that saves knows its own file; and the fit fails for the one that is missing."""
+    first, second = tmp_path / "a", tmp_path / "b"
+    failing = ModelCheckpoint(first, filename="{epoch}", asynchronous=True)
+    other = ModelCheckpoint(second, filename="{epoch}", every="6 updates", asynchronous=asynchronous)
+    trainer = trainer_with(failing, other, Failing(monkeypatch, 1, 2, folder=first))
+    warnings.simplefilter("always")
+    with pytest.raises(CheckpointError, match=r"a/epoch=3.*No space left"):
+        trainer.fit(modes.build("one"), modes.DATA)
+    told = [str(warning.message) for warning in recwarn if "not-saved" in str(warning.message)]
+    assert len(told) == 3
+    assert all("/a/epoch" in text and "/b/" not in text for text in told)
+    assert [path.name for path in first.iterdir()] == [Path(failing.best_model_path).name] == ["epoch=0.ckpt"]
+    assert [path.name for path in second.iterdir()] == [Path(other.best_model_path).name] == ["epoch=2.ckpt"]
+
+
+def test_a_copy_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The text names one file that is good, once, and the callback knows the one that is there."""
+    callback = ModelCheckpoint(tmp_path, filename="{epoch}", save_last=True, asynchronous=True)
+    known: list[str] = []
+    seen = Do(2, lambda trainer: (trainer._writer.join(), known.append(Path(callback._newest).name)))
+    copyfile = shutil.copyfile
+
+    def copy(source: str, target: str) -> None:
+        if "epoch=1" in source:
+            raise OSError(28, "No space left on device")
+        copyfile(source, target)
+
+    monkeypatch.setattr("shutil.copyfile", copy)
+    with pytest.warns(LeydenWarning, match=r"last\.ckpt' was not written") as told:
+        trainer_with(callback, seen).fit(modes.build("one"), modes.DATA)
+    (text,) = (str(warning.message) for warning in told if "not-saved" in str(warning.message))
+    assert text.count("newest") == 1
+    assert f"was '{tmp_path / 'epoch=1.ckpt'}'" in text
+    assert known == ["epoch=1.ckpt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["epoch=2.ckpt", "last.ckpt"]
+
+
+class Keeping(Callback):
+    """Keeps something, or adds it to the file of an epoch."""
+
+    def __init__(self, *, state: Any = None, added: Any = None) -> None:
+        self.state, self.added, self.saves = state, added, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"state": self.state}
+
+    def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        self.saves += 1
+        if trainer.current_epoch == 1:
+            checkpoint["x"] = self.added
+
+
+def test_a_state_that_is_no_data_is_found_before_the_first_step(tmp_path: Path) -> None:
+    """Unless callbacks' states are not saved."""
+    trainer = trainer_with(Keeping(state=lambda: 0), ModelCheckpoint(tmp_path))
+    with pytest.raises(CheckpointError, match=r"callbacks.*Keeping.*state.*checkpoint-object"):
+        trainer.fit(modes.build("one"), modes.DATA)
+    assert trainer.clocks.micro_batches == 0
+    trainer_with(Keeping(state=lambda: 0), ModelCheckpoint(tmp_path, save_weights_only=True)).fit(
+        modes.build("one"), modes.DATA
+    )
+
+
+def test_a_state_that_comes_with_the_first_step(tmp_path: Path) -> None:
+    """Is not asked for in vain before, as far as the user sees; hooks of saves are not called without one."""
+
+    class Late(Keeping):
+        def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+            self.mean = 1.0
+
+        def state_dict(self) -> dict[str, Any]:
+            return {"mean": self.mean}
+
+    late = Late()
+    trainer_with(late, ModelCheckpoint(tmp_path, filename="a")).fit(modes.build("one"), modes.DATA)
+    assert late.saves == 3
+    assert read_checkpoint(tmp_path / "a.ckpt")["callbacks"][late.state_key] == {"mean": 1.0}
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_what_a_hook_adds_ends_no_training(asynchronous: bool, tmp_path: Path) -> None:
+    """If it is no data, files are missing, as where they cannot be written; "raise" ends the fit."""
+    adds, given = Keeping(added=object()), {"filename": "{epoch}", "asynchronous": asynchronous}
+    with pytest.warns(LeydenWarning, match=r"ModelCheckpoint has not saved: x is .*The training goes on"):
+        trainer_with(adds, ModelCheckpoint(tmp_path, **given)).fit(modes.build("one"), modes.DATA)
+    assert [path.name for path in tmp_path.iterdir()] == ["epoch=2.ckpt"]
+    ends = trainer_with(adds, ModelCheckpoint(tmp_path / "b", on_save_error="raise", **given))
+    with pytest.raises(CheckpointError, match="checkpoint-object"):
+        ends.fit(modes.build("one"), modes.DATA)
+    assert ends.current_epoch == 1
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
@@ -358,3 +464,14 @@ def test_what_the_rehearsal_finds(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         trainer.fit(modes.build("one"), modes.DATA)
     assert trainer.clocks.micro_batches == 0
     assert list(tmp_path.iterdir()) == []
+
+
+def test_there_must_be_room_for_the_optimizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which has no moments yet: Adam's are twice as large as the module; files of weights have none."""
+
+    module = modes.build("one", configure_optimizers=lambda: torch.optim.Adam(module.parameters()))
+    usage, size = shutil.disk_usage(tmp_path), sum(parameter.nbytes for parameter in module.parameters())
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage._replace(free=3 * size - 1))
+    with pytest.raises(leyden.errors.InvalidValueError, match="are free"):
+        trainer_with(ModelCheckpoint(tmp_path)).fit(module, modes.DATA)
+    trainer_with(ModelCheckpoint(tmp_path, save_weights_only=True)).fit(module, modes.DATA)

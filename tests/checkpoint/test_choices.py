@@ -300,6 +300,15 @@ def test_what_else_begins_anew(name: str, midway: Path, caplog: pytest.LogCaptur
     assert says in lines[0] if says else not lines
 
 
+def test_data_of_a_file_from_an_epochs_end(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """No epoch begins once more there, and none is said to."""
+    caplog.set_level(logging.INFO, logger="leyden")
+    net = Net(schedule=halve)
+    fit(net, ckpt_path=path, resume={"data": "reset"})
+    assert net.seen == list(range(12, 18))
+    assert printed(caplog.text) == ["data reset no epoch was broken off; 2 is next"]
+
+
 def test_what_is_done_is_printed_once_and_in_columns(midway: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="leyden")
     net = Net(lr=0.01, weight_decay=0.1)
@@ -333,6 +342,8 @@ def test_what_is_done_is_printed_once_and_in_columns(midway: Path, caplog: pytes
         ({"optimizers": "replace"}, "'optimizers' takes 'keep' or 'reset'"),
         ({"optimizers": True}, "'optimizers' takes 'keep' or 'reset'"),
         ({"data": "again"}, "'data' takes 'keep' or 'reset'"),
+        ({"params": "replace"}, "no option that a user gives.*'lr' is the rate"),
+        ({"initial_lr": "replace"}, "no option that a user gives.*'lr' is the rate"),
     ],
 )
 def test_what_is_no_choice_is_refused_before_anything_starts(resume: Any, says: str) -> None:
@@ -374,14 +385,85 @@ def test_what_names_nothing_is_refused_before_anything_changes(name: str, says: 
     assert net.made.state_dict()["state"] == {}
 
 
+def cycle(steps: int, interval: str = "step") -> Any:
+    net = Net(schedule=lambda o: OneCycleLR(o, 0.1, total_steps=steps, cycle_momentum=False))
+    by_step = {"scheduler": net.schedules[0], "interval": interval}
+    net.configure_optimizers = lambda: {"optimizer": net.made, "lr_scheduler": by_step}
+    return net
+
+
+#: Where a file is from, and the steps of OneCycleLR that are left there by each interval.
+PLACES: dict[str, tuple[str, int, dict[str, int]]] = {
+    "batch": ("on_train_batch_end", 2, {"step": 9, "epoch": 2}),
+    "last batch": ("on_train_batch_end", 5, {"step": 6, "epoch": 1}),
+    "epoch": ("on_train_epoch_end", 0, {"step": 6, "epoch": 1}),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*plan-one-cycle")
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("interval", ["step", "epoch"])
+def test_onecycle_that_is_too_short_is_refused_at_once(place: str, interval: str, tmp_path: Path) -> None:
+    """It raises at the step after its last one; as many as it has may be made."""
+    hook, batch, left = PLACES[place]
+    total, more = {"step": (18, 24), "epoch": (3, 4)}[interval]
+    fit(cycle(total, interval), SaveAt(tmp_path / "a.ckpt", hook, 1, batch))
+    fit(cycle(total, interval), ckpt_path=tmp_path / "a.ckpt")
+    has, needs = left[interval], left[interval] + more - total
+    with pytest.raises(
+        CheckpointError,
+        match=rf"(?s)has {has} of {total} steps left.*and this run has {needs} to.*\"replace\".*mismatch",
+    ):
+        fit(net := cycle(more, interval), ckpt_path=tmp_path / "a.ckpt", max_epochs=4)
+    assert net.seen == []
+    fit(cycle(more, interval), ckpt_path=tmp_path / "a.ckpt", max_epochs=4, resume={"schedulers.0": "replace"})
+
+
+def test_onecycle_in_a_run_of_unknown_length(tmp_path: Path) -> None:
+    """There one hears of the step that will fail."""
+    fit(cycle(30), SaveAt(tmp_path / "a.ckpt", "on_train_epoch_end"))
+    with pytest.warns(LeydenWarning, match=r"(?s)18 of 30 steps left.*the step after them fails.*\"replace\""):
+        fit(cycle(60), ckpt_path=tmp_path / "a.ckpt", max_time="00:00:01:00")
+
+
+def test_fewer_steps_than_the_file_has_made(midway: Path) -> None:
+    with pytest.warns(LeydenWarning, match=r"after 9 optimizer steps, and max_steps is 7.*\[resume-max-steps\]"):
+        fit(
+            net := Net(),
+            EarlyStopping("loss", patience=9, check_on_train_epoch_end=True),
+            ckpt_path=midway,
+            max_steps=7,
+        )
+    assert net.seen == []
+
+
+def test_a_module_that_was_renamed(path: Path) -> None:
+    """The optimizer's state is found by order then, on demand; one line says so."""
+
+    class Renamed(Net):
+        def __init__(self) -> None:
+            super().__init__(schedule=halve)
+            self.trunk, self.top = self._modules.pop("body"), self._modules.pop("head")
+
+        def loss(self, batch: Any) -> Any:
+            return nn.functional.mse_loss(self.top(torch.tanh(self.trunk(batch[0]))), batch[1])
+
+        def on_load_checkpoint(self, checkpoint: Any) -> None:
+            names = {name: name.replace("body", "trunk").replace("head", "top") for name in checkpoint["state_dict"]}
+            checkpoint["state_dict"] = {names[name]: value for name, value in checkpoint["state_dict"].items()}
+
+    with pytest.raises(CheckpointError, match="only renamed") as error:
+        fit(Renamed(), ckpt_path=path)
+    assert 'resume={"optimizers": "keep"}' in str(error.value) and str(error.value).count("\n  - ") == 1
+    fit(Net(schedule=halve), ckpt_path=path)
+    net, same = Renamed(), Net(schedule=halve)
+    fit(net, ckpt_path=path, resume={"optimizers": "keep"})
+    fit(same, ckpt_path=path)
+    assert differences(net.made.state_dict(), same.made.state_dict()) == []
+
+
 def test_onecycle_is_told_to_be_longer(tmp_path: Path) -> None:
     """More epochs make another schedule of it; the file's is kept, and that is told."""
-
-    def cycle(steps: int) -> Any:
-        net = Net(schedule=lambda o: OneCycleLR(o, 0.1, total_steps=steps))
-        by_step = {"scheduler": net.schedules[0], "interval": "step"}
-        net.configure_optimizers = lambda: {"optimizer": net.made, "lr_scheduler": by_step}
-        return net
 
     fit(cycle(30), SaveAt(tmp_path / "a.ckpt", "on_train_epoch_end"))
     with pytest.warns(LeydenWarning, match=r"(?s)total_steps of schedulers.0 was 30 and is 60.*\"replace\""):

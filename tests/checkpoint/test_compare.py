@@ -272,6 +272,19 @@ def test_names_that_only_one_of_them_has(strict: bool, files: Path) -> None:
             fit.fit(More(), loader(), ckpt_path=files / "epoch")
 
 
+def test_the_file_of_another_module(files: Path) -> None:
+    """Not to be strict is not to load nothing at all."""
+
+    class Other(Net):
+        def __init__(self) -> None:
+            super().__init__(schedule=lambda o: StepLR(o, 1))
+            self.stem, self.top = self._modules.pop("body"), self._modules.pop("head")
+            self.strict_loading = False
+
+    with pytest.raises(CheckpointError, match=r"(?s)not a single weight.*\[resume-mismatch\]"):
+        trainer(EarlyStopping("loss", patience=9)).fit(Other(), loader(), ckpt_path=files / "epoch")
+
+
 def test_a_module_may_load_older_weights_in_its_own_way(files: Path) -> None:
     """Names that it translates while it loads are no difference."""
 

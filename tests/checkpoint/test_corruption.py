@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 import modes
 from corruption import DAMAGES, files, flip, foreign, outcome, trials
 from leyden import Trainer
-from leyden.checkpoint import read_checkpoint, write_checkpoint
+from leyden.checkpoint import integrity, read_checkpoint, write_checkpoint
 from leyden.errors import CheckpointError
 
 COUNTS = {"flips": 500, "truncations": 50, "blocks": 100, "additions": 20}
@@ -63,10 +64,40 @@ def test_the_fault_is_told(tmp_path: Path) -> None:
         (good[:-30], "it is cut off"),
         (good + b"x", "something was added"),
         (b"\x00" + good[1:], "not a file of torch.save"),
+        (b"", "it is empty"),
     ):
         path.write_bytes(bad)
-        with pytest.raises(CheckpointError, match=rf"bad\.ckpt' cannot be read.*{told}.*\[checkpoint-unreadable\]"):
+        with pytest.raises(
+            CheckpointError, match=rf"bad\.ckpt' cannot be read.*{told}.*'last' .*\[checkpoint-unreadable\]"
+        ):
             read_checkpoint(path)
+
+
+def test_the_old_format_of_torch_is_told_and_can_be_converted(tmp_path: Path) -> None:
+    """It is no damaged file, and no file of another kind."""
+    path = tmp_path / "a.ckpt"
+    torch.save({"state_dict": {}, "epoch": 3}, path, _use_new_zipfile_serialization=False)
+    with pytest.raises(CheckpointError, match="torch before 1.6") as caught:
+        read_checkpoint(path)
+    assert "torch.save(torch.load(path, weights_only=True), path)" in str(caught.value)
+    torch.save(torch.load(path, weights_only=True), path)
+    assert read_checkpoint(path)["epoch"] == 3
+
+
+def test_the_first_version_of_the_comment_is_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has no time."""
+    path = tmp_path / "a.ckpt"
+    torch.save({"state_dict": {}, "epoch": 3}, path)
+    with open(path, "r+b") as file:
+        file.seek(-2, 2)
+        file.write(struct.pack("<H", 73) + b"leyden:1:")
+        end = file.tell()
+        file.write(integrity._digest(file, integrity._records(file), end))
+    assert (read_checkpoint(path)["epoch"], integrity.sealed_at(str(path))) == (3, None)
+    good = path.read_bytes()
+    path.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    with pytest.raises(CheckpointError, match="the digest differs"):
+        read_checkpoint(path)
 
 
 def test_nothing_is_touched_by_a_damaged_file(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import socket
 import stat
 import subprocess
 import sys
@@ -24,7 +25,7 @@ import faults
 import modes
 from leyden import Trainer
 from leyden.callbacks import ModelCheckpoint
-from leyden.checkpoint import integrity, read_checkpoint, write_checkpoint, writing
+from leyden.checkpoint import integrity, places, read_checkpoint, write_checkpoint, writing
 from leyden.errors import CheckpointError, CheckpointNotFoundError, InvalidValueError, LeydenError
 
 GOOD = {"state_dict": {"weight": torch.arange(3.0)}, "epoch": 1}
@@ -55,7 +56,7 @@ def test_a_file_is_durable_before_it_has_its_name(tmp_path: Path, monkeypatch: p
 
 @pytest.mark.parametrize(
     ("part", "told"),
-    [(torch.arange(3.0).numpy().tobytes(), "the CRC-32 differs"), (b"leyden:1:", "the digest differs")],
+    [(torch.arange(3.0).numpy().tobytes(), "the CRC-32 differs"), (b"leyden:2:", "the digest differs")],
 )
 def test_a_file_is_read_back_before_it_has_its_name(
     part: bytes, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -157,7 +158,7 @@ def test_bare_torch_and_lightning_read_a_file(tmp_path: Path) -> None:
     assert pl_load(tmp_path / "a.ckpt", weights_only=True)["epoch"] == 1
     with zipfile.ZipFile(tmp_path / "a.ckpt") as archive:
         assert archive.testzip() is None
-        assert archive.comment.startswith(b"leyden:1:")
+        assert archive.comment.startswith(b"leyden:2:")
 
 
 def leave(folder: Path, *, host: str, pid: int, age_s: float = 0) -> Path:
@@ -185,6 +186,59 @@ def test_what_dead_processes_left_is_removed(tmp_path: Path) -> None:
     write_checkpoint(GOOD, tmp_path / "a.ckpt")
     assert [path.exists() for path in stale] == [False] * 3
     assert all(path.exists() for path in kept)
+
+
+def test_one_that_cannot_be_removed_keeps_no_other(tmp_path: Path) -> None:
+    host = writing._HOST
+    for number in range(4):
+        (tmp_path / f".leyden-{number}.{host}-{os.getpid()}.partial").touch()
+    (tmp_path / f".leyden-5.{host}-{os.getpid()}.partial").mkdir()
+    (tmp_path / f".leyden-6.{host}-{'9' * 30}.partial").touch()  # no number of a process
+    writing.remove_stale(tmp_path)
+    assert sorted(path.name[:9] for path in tmp_path.iterdir()) == [".leyden-5", ".leyden-6"]
+
+
+def test_what_is_no_file_is_left(tmp_path: Path) -> None:
+    """A folder, a pipe (nobody waits for its other end), links to them, and a link to itself."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    for name in ("pipe", "folder", "self"):
+        (tmp_path / f"to-{name}").symlink_to("to-self" if name == "self" else name)
+    before = sorted((path.name, path.lstat().st_mode) for path in tmp_path.iterdir())
+    for name, _ in before:
+        what = "a folder" if name.endswith("folder") else "no regular file"
+        with pytest.raises(CheckpointError, match=rf"{name}' was not written: that is {what}.*\[checkpoint-write\]"):
+            write_checkpoint(GOOD, tmp_path / name)
+    assert sorted((path.name, path.lstat().st_mode) for path in tmp_path.iterdir()) == before
+    places.remove(tmp_path / "pipe")
+    assert not (tmp_path / "pipe").exists()
+
+
+def test_a_link_is_followed(tmp_path: Path) -> None:
+    """Also to what is not there yet; but a second name of a checkpoint beside it becomes a file, and that one stays."""
+    (tmp_path / "far").mkdir()
+    (tmp_path / "a.ckpt").symlink_to("far/b.ckpt")
+    (tmp_path / "last.ckpt").symlink_to("c.ckpt")
+    for epoch in (1, 2):
+        write_checkpoint({**GOOD, "epoch": epoch}, tmp_path / "a.ckpt")
+        assert (tmp_path / "a.ckpt").is_symlink()
+        assert read_checkpoint(tmp_path / "far" / "b.ckpt")["epoch"] == epoch
+    write_checkpoint(GOOD, tmp_path / "c.ckpt")
+    write_checkpoint({**GOOD, "epoch": 2}, tmp_path / "last.ckpt")
+    assert [read_checkpoint(tmp_path / name)["epoch"] for name in ("c.ckpt", "last.ckpt")] == [1, 2]
+
+
+def test_what_keeps_a_file_from_being_read_is_told_as_it_is(tmp_path: Path) -> None:
+    """Nothing is guessed of a file that was not reached."""
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # and does not listen
+        with pytest.raises(
+            CheckpointError, match=r"refused.* See that it is there and may be read \[checkpoint-unr"
+        ) as told:
+            read_checkpoint(f"http://127.0.0.1:{nobody.getsockname()[1]}/a.ckpt")
+    assert "older" not in str(told.value)
+    with pytest.raises(CheckpointNotFoundError, match="is a folder"):
+        read_checkpoint(tmp_path)
 
 
 def test_a_temporary_file_that_is_being_written_stays(tmp_path: Path) -> None:
@@ -275,7 +329,7 @@ FOREIGN: dict[str, Callable[[Path], Any]] = {
 @pytest.mark.parametrize("kind", FOREIGN)
 def test_what_is_no_checkpoint(kind: str, weights_only: bool | None, tmp_path: Path) -> None:
     FOREIGN[kind](tmp_path / "a.ckpt")
-    with pytest.raises(CheckpointError, match=r"a\.ckpt.*\[checkpoint-(unreadable|content)\]"):
+    with pytest.raises(CheckpointError, match=r"a\.ckpt.*\[checkpoint-(unreadable|content|missing)\]"):
         read_checkpoint(tmp_path / "a.ckpt", weights_only=weights_only)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from torch import nn
 import modes
 from leyden import LightningModule, Trainer
 from leyden.callbacks import EarlyStopping, ModelCheckpoint
+from leyden.checkpoint import write_checkpoint
+from leyden.checkpoint.places import by_age
 from leyden.errors import CheckpointError, CheckpointNotFoundError, InvalidValueError, LeydenWarning
 
 
@@ -145,6 +148,52 @@ def test_the_last_is_one_to_go_on_from(folders: tuple[str, str], tmp_path: Path)
     assert Path(str(trainer.ckpt_path)).name == "step=16.ckpt"
     evaluate(trainer, "test", Module(), ckpt_path="last")
     assert Path(str(trainer.ckpt_path)).name == "weights-epoch=3.ckpt"
+
+
+def test_the_last_of_a_copied_folder_is_the_newest(tmp_path: Path) -> None:
+    """A plain copy gives all files new times, in any order; they know themselves when they were written."""
+    trainer, module = fitted(ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1))
+    for age, path in enumerate(sorted(tmp_path.iterdir())):
+        os.utime(path, (10**9 - age,) * 2)
+    other = build(ModelCheckpoint(tmp_path))
+    evaluate(other, "test", module, ckpt_path="last")
+    assert (Path(str(other.ckpt_path)).name, module.seen) == ("epoch=2.ckpt", [18.0])
+    another = build(enable_checkpointing=False, max_steps=1)  # a new run, which has done less
+    another.fit(Module(), modes.DATA)
+    another.save_checkpoint(tmp_path / "new.ckpt")
+    os.utime(tmp_path / "new.ckpt", (1, 1))
+    evaluate(other, "test", module, ckpt_path="last")
+    assert (Path(str(other.ckpt_path)).name, module.seen) == ("new.ckpt", [18.0, 1.0])
+
+
+def test_files_that_do_not_say_when_they_were_written(tmp_path: Path) -> None:
+    """Such as Lightning's: the time of the file system counts, as it does between equal times in files."""
+    for age, name in enumerate("bac"):
+        torch.save({"state_dict": {}}, tmp_path / name)
+        os.utime(tmp_path / name, (10**9 - age,) * 2)
+    paths = [str(tmp_path / name) for name in "abcd"]
+    assert [Path(path).name for path in by_age(paths)] == ["b", "a", "c"]
+    write_checkpoint({"state_dict": {}}, tmp_path / "d")
+    shutil.copyfile(tmp_path / "d", tmp_path / "c")
+    for age, name in enumerate("dc"):
+        os.utime(tmp_path / name, (10 + age,) * 2)
+    assert [Path(path).name for path in by_age(paths)] == ["c", "d", "b", "a"]
+
+
+@pytest.mark.parametrize(("word", "meant"), [("Last", "last"), ("BEST", "best")])
+def test_a_word_in_another_case(word: str, meant: str) -> None:
+    with pytest.raises(CheckpointNotFoundError, match=rf"no checkpoint '{word}'; did you mean '{meant}'\?"):
+        build().fit(Module(), modes.DATA, ckpt_path=word)
+
+
+def test_a_folder_is_no_checkpoint(tmp_path: Path) -> None:
+    """Its newest file is named."""
+    with pytest.raises(CheckpointNotFoundError, match="is a folder, not a checkpoint; there are no checkpoints in it"):
+        build().fit(Module(), modes.DATA, ckpt_path=tmp_path)
+    for name in ("b", "a"):
+        write_checkpoint({"state_dict": {}}, tmp_path / f"{name}.ckpt")
+    with pytest.raises(CheckpointNotFoundError, match=r"is a folder, not a checkpoint; .*newest in it is '.*a\.ckpt'"):
+        build().fit(Module(), modes.DATA, ckpt_path=tmp_path)
 
 
 def damage(path: Path) -> None:

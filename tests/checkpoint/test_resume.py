@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,14 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, Sampler, WeightedRandomSampler
 
 import modes
-from leyden import Trainer
-from leyden.callbacks import BackboneFinetuning, EarlyStopping, EMAWeightAveraging, GradientAccumulationScheduler
+from leyden import Callback, Trainer
+from leyden.callbacks import (
+    BackboneFinetuning,
+    Checkpoint,
+    EarlyStopping,
+    EMAWeightAveraging,
+    GradientAccumulationScheduler,
+)
 from leyden.data.combined import CombinedLoader
 from leyden.precision import MixedPrecision
 from resumption import Outcome, SaveAt, differences, noisy, run, shuffled
@@ -265,6 +272,70 @@ def test_a_resumed_run_can_be_resumed(tmp_path: Path) -> None:
     assert differences(unbroken.state, run("one", seed=9, ckpt_path=before).state) == []
     for first, second in zip(whole, parts, strict=True):  # and the files are those of a run without a break
         assert differences(content(first.path), content(second.path)) == []
+
+
+def test_a_run_that_has_not_gone_on_yet_is_where_its_file_was(tmp_path: Path) -> None:
+    first = SaveAt(tmp_path / "a.ckpt", "on_train_batch_end", 1, 2)
+    unbroken = run("one", first)
+    second = SaveAt(tmp_path / "b.ckpt", "on_train_start", 1, 2)
+    run("one", second, seed=2, ckpt_path=first.path)
+    assert second.calls == 1
+    assert differences(content(first.path), content(second.path)) == []
+    assert differences(unbroken.state, run("one", seed=3, ckpt_path=second.path).state) == []
+
+
+@pytest.mark.parametrize("hook", ["on_validation_batch_end", "on_validation_epoch_end", "on_validation_end"])
+def test_a_save_in_the_sanity_check_is_one_before_the_first_step(hook: str, tmp_path: Path) -> None:
+    """The numbers that the check has drawn and logged are not in it: the run goes on as if it had not been."""
+
+    def build() -> Any:
+        module: Any = modes.build("one")
+        module.validation_step = lambda batch, batch_idx: module.log("checked", torch.rand(()))
+        return module
+
+    class Save(Checkpoint):
+        def save(self, trainer: Trainer, *args: Any) -> None:
+            if trainer.sanity_checking:
+                trainer.save_checkpoint(tmp_path / "a.ckpt")
+
+    saver = Save()
+    setattr(saver, hook, saver.save)
+    options: dict[str, Any] = {"max_epochs": 2, "check_val_every_n_epoch": 2}
+    unbroken = run("one", module=build(), **options)
+    assert differences(unbroken.state, run("one", saver, module=build(), **options).state) == []
+    assert content(tmp_path / "a.ckpt")["leyden"]["views"]["callback"] == {}
+    second = run("one", module=build(), seed=99, ckpt_path=tmp_path / "a.ckpt", **options)
+    assert differences(unbroken.state, second.state) == []
+    assert differences(unbroken.rows, second.rows) == []
+
+
+@pytest.mark.parametrize("owner", ["module", "callback", "data"])
+def test_what_is_drawn_for_a_save_changes_nothing(owner: str, tmp_path: Path) -> None:
+    """By hooks that write into the checkpoint and by states: the run, and the one from its file, are as without."""
+
+    def draw(*args: Any) -> dict[str, Any]:
+        return {"drawn": torch.rand(3) + random.random()}
+
+    class Drawing(Callback):
+        on_save_checkpoint = state_dict = draw  # type: ignore[assignment]
+
+    def build() -> tuple[Any, Any, list[Callback]]:
+        module: Any = modes.build("one")
+        loader: Any = shuffled()
+        if owner == "module":
+            module.on_save_checkpoint = lambda checkpoint: checkpoint.update(draw())
+        if owner == "data":
+            loader.dataset.state_dict, loader.dataset.load_state_dict = draw, lambda state: None
+        return module, loader, [Drawing()] if owner == "callback" else []
+
+    def outcome(*savers: Callback, **more: Any) -> Any:
+        module, loader, drawing = build()
+        return run("one", *drawing, *savers, module=module, loader=loader, **more)
+
+    unbroken = outcome()
+    saver = SaveAt(tmp_path / "a.ckpt", "on_train_batch_end", 1, 2)
+    assert differences(unbroken.state, outcome(saver).state) == []
+    assert differences(unbroken.state, outcome(seed=99, ckpt_path=saver.path).state) == []
 
 
 @pytest.mark.parametrize("hook", ["on_train_batch_end", "on_validation_end", "on_train_epoch_end"])

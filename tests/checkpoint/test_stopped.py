@@ -15,9 +15,7 @@ import leyden
 import modes
 
 
-def fit(
-    framework: Any, path: Path, hook: str = "", *, stops: bool = True, ckpt_path: Any = None, **options: Any
-) -> Any:
+def fit(framework: Any, path: Path, hook: str = "", *, stops: bool = True, patience: int = 2, **options: Any) -> Any:
     """Train with values that get worse; returns the batches, what the trainer counts, and the callback."""
 
     class Module(framework.LightningModule):  # type: ignore[misc, name-defined]
@@ -36,7 +34,8 @@ def fit(
         def configure_optimizers(self) -> Any:
             return torch.optim.SGD(self.parameters(), lr=0.1)
 
-    stopping = framework.callbacks.EarlyStopping("value", patience=2)
+    ckpt_path = options.pop("ckpt_path", None)
+    stopping = framework.callbacks.EarlyStopping("value", patience=patience)
     saver = framework.Callback()
     if hook:
         setattr(saver, hook, lambda trainer, *args: trainer.save_checkpoint(path))
@@ -59,7 +58,7 @@ def test_it_has_ended(writer: Any, interval: Any, tmp_path: Path, caplog: pytest
     seen, counts, _ = fit(writer, tmp_path / "a.ckpt", STAYS, val_check_interval=interval)
     rest, same, stopping = fit(leyden, tmp_path, ckpt_path=tmp_path / "a.ckpt", val_check_interval=interval)
     assert (rest, same, stopping.wait_count) == ([], counts, 2)
-    assert "so this fit ends" in caplog.text
+    assert 'resume={"callbacks.EarlyStopping": "reset"}' in caplog.text
     theirs, *_ = fit(pytorch_lightning, tmp_path, ckpt_path=tmp_path / "a.ckpt", val_check_interval=interval)
     assert len(theirs) == 6 * interval if interval == 1.0 else 3
     assert len(seen) == {1.0: 18, 3: 9}[interval]
@@ -73,6 +72,17 @@ def test_without_the_callback_it_trains_on(writer: Any, tmp_path: Path) -> None:
     for reader in (leyden, pytorch_lightning):
         seen, counts, _ = fit(reader, tmp_path, stops=False, ckpt_path=tmp_path / "a.ckpt")
         assert (seen, counts) == (list(range(18, 48)), (8, 48))
+
+
+@pytest.mark.parametrize("writer", [leyden, pytorch_lightning])
+def test_the_patience_of_the_code_counts(writer: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Where it was raised, the run goes on with the checks that the file has counted; Lightning takes the file's."""
+    caplog.set_level(logging.INFO, logger="leyden")
+    fit(writer, tmp_path / "a.ckpt", STAYS)
+    seen, (epoch, _), stopping = fit(leyden, tmp_path, patience=4, ckpt_path=tmp_path / "a.ckpt")
+    assert (seen, epoch) == (list(range(18, 30)), 5)
+    assert (stopping.patience, stopping.wait_count, stopping.stopped_epoch) == (4, 4, 4)
+    assert "patience was 2 in the checkpoint and is 4 now, which counts" in caplog.text
 
 
 @pytest.mark.filterwarnings("ignore:(?s).*resume-differs")

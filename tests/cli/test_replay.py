@@ -97,6 +97,30 @@ def test_the_user_says_which_code_runs(record: Path, capsys: pytest.CaptureFixtu
     assert f"leyden replay {record} {record.parent}/train.py:Model" in capsys.readouterr().err
 
 
+def test_a_script_that_empties_the_folder_of_the_record(record: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It is written again, and replayed."""
+    script, before = record.parent / "train.py", record.read_bytes()
+    clear = f"import shutil; shutil.rmtree({str(record.parent)!r})\n"
+    script.write_text(clear + script.read_text())
+    assert main(["replay", str(record), f"{script}:Repaired"]) == 0
+    assert record.read_bytes() == before
+    assert f"the script has deleted {str(record)!r}, which is written again" in caplog.messages
+
+
+@pytest.mark.parametrize("module", [[], ["train.py:Model"]])
+def test_no_script_runs_for_what_is_no_record(module: list[str], tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    """The record is opened first: one that is not there is missed, and a damaged one is told."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "train.py").write_text("raise SystemError('it runs')")
+    assert main(["replay", "a.failure", *module]) == 2
+    error = capsys.readouterr().err
+    assert "there is no record 'a.failure' of a failing step" in error
+    assert "[checkpoint-missing]" in error
+    (tmp_path / "a.failure").write_bytes(b"PK")
+    assert main(["replay", "a.failure", *module]) == 2
+    assert "[checkpoint-unreadable]" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("module", "said"),
     [

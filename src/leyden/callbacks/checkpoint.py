@@ -11,9 +11,11 @@ from torch.nn.parameter import is_lazy
 
 from leyden.callback import Callback
 from leyden.checkpoint import copy_checkpoint, partial_file, rehearse
+from leyden.checkpoint.encoding import encode
 from leyden.checkpoint.places import is_remote
 from leyden.errors import LeydenWarning, warn
 from leyden.rank import rank_zero_warn
+from leyden.seed import isolate_rng
 
 if TYPE_CHECKING:
     from leyden.trainer import Trainer
@@ -68,20 +70,41 @@ def save_despite(exception: BaseException, callback: Checkpoint, save: Callable[
             )
 
 
-def rehearse_fit(callback: Checkpoint, folder: str, *owners: Any) -> None:
-    """Write the hyper-parameters of a module and a datamodule to a folder, where there must be room for the module.
+def rehearse_fit(callback: Checkpoint, folder: str, trainer: Trainer, *, weights_only: bool = False) -> None:
+    """Write hyper-parameters to a folder, where there must be room for a file; see whether callbacks' states are data.
+
+    Of what users write only ``state_dict`` of callbacks is called, which may be at any time. ``on_save_checkpoint`` is
+    for files alone: what it adds shows with the first one.
 
     Raises:
         InvalidValueError: the folder takes no files (``checkpoint-folder``).
-        CheckpointError: hyper-parameters that are no data (``checkpoint-object``).
+        CheckpointError: hyper-parameters or a callback's state that are no data (``checkpoint-object``).
     """
-    present = [owner for owner in owners if owner is not None]
-    tensors = [tensor for tensor in (*present[0].parameters(), *present[0].buffers()) if not is_lazy(tensor)]
-    rehearse(
-        {owner.CHECKPOINT_HYPER_PARAMS_KEY: owner.hparams for owner in present},
-        folder,
-        size=sum(tensor.nbytes for tensor in tensors),
-        owner=callback,
+    module = trainer.lightning_module
+    assert module is not None
+    tensors = [tensor for tensor in (*module.parameters(), *module.buffers()) if not is_lazy(tensor)]
+    size = sum(tensor.nbytes for tensor in tensors)
+    if not weights_only:
+        size += sum(map(_moments_size, trainer.optimizers))
+        states: dict[str, Any] = {}
+        for one in trainer.callbacks:
+            # One that cannot tell before the first step is asked again by a save; what it draws is not drawn.
+            with contextlib.suppress(Exception), isolate_rng():
+                states[one.state_key] = one.state_dict()
+        encode({"callbacks": states})
+    hparams = {
+        owner.CHECKPOINT_HYPER_PARAMS_KEY: owner.hparams for owner in (module, trainer.datamodule) if owner is not None
+    }
+    rehearse(hparams, folder, size=size, owner=callback)
+
+
+def _moments_size(optimizer: Any) -> int:
+    """Bytes that an optimizer will keep, as its options tell: two moments with "betas", one with "momentum"."""
+    return sum(
+        tensor.nbytes * (2 if "betas" in group else bool(group.get("momentum")))
+        for group in optimizer.param_groups
+        for tensor in group["params"]
+        if not is_lazy(tensor)
     )
 
 

@@ -119,15 +119,12 @@ class EarlyStopping(Callback):
         self._in_fit = stage == "fit"
         self._checks_epochs = validation_ends_epochs(trainer) if self._asked is None else self._asked
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Do not train on where a checkpoint says that the fit was stopped."""
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Do not train on where a checkpoint says that the fit was stopped, unless other arguments are given now."""
         if self._had_stopped:
-            if not trainer.should_stop:  # else the fit has told it
-                rank_zero_info(
-                    "EarlyStopping has stopped the run that wrote the checkpoint, so this fit ends; leave it out to "
-                    "train on"
-                )
-            trainer.should_stop, self._had_stopped = True, False
+            self._had_stopped = False
+            reasons = [one.stopping_reason for one in trainer.early_stopping_callbacks]
+            trainer.should_stop = any(reason is not EarlyStoppingReason.NOT_STOPPED for reason in reasons)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check, if epochs are checked.
@@ -159,14 +156,33 @@ class EarlyStopping(Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on where ``state_dict`` was taken; Lightning before 2.6 kept no reason."""
+        """Go on where ``state_dict`` was taken; Lightning before 2.6 kept no reason.
+
+        The arguments stay those of this object, also ``patience``, so that a stopped fit goes on where it is raised.
+        """
         self.wait_count = state_dict["wait_count"]
         self.stopped_epoch = state_dict["stopped_epoch"]
         self.best_score = torch.as_tensor(state_dict["best_score"]).cpu()
-        self.patience = state_dict["patience"]
         self.stopping_reason = EarlyStoppingReason(state_dict.get("stopping_reason", 0))
         self.stopping_reason_message = state_dict.get("stopping_reason_message")
         self._had_stopped = self.stopping_reason is not EarlyStoppingReason.NOT_STOPPED
+        if self._had_stopped and not self._still_stops():
+            self.stopping_reason, self.stopping_reason_message = EarlyStoppingReason.NOT_STOPPED, None
+            self.stopped_epoch = 0
+        if state_dict["patience"] != self.patience:
+            rank_zero_info(
+                f"EarlyStopping: patience was {state_dict['patience']} in the checkpoint and is {self.patience} now, "
+                f"which counts; {self.wait_count} checks without an improvement so far"
+            )
+
+    def _still_stops(self) -> bool:
+        """Whether the reason for which a fit was stopped is one with this object's arguments too."""
+        return {
+            EarlyStoppingReason.PATIENCE_EXHAUSTED: self.wait_count >= self.patience,
+            EarlyStoppingReason.STOPPING_THRESHOLD: self.stopping_threshold is not None,
+            EarlyStoppingReason.DIVERGENCE_THRESHOLD: self.divergence_threshold is not None,
+            EarlyStoppingReason.NON_FINITE_METRIC: self.check_finite,
+        }[self.stopping_reason]
 
     def _check(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.fast_dev_run:

@@ -58,9 +58,9 @@ class ModelCheckpoint(Checkpoint):
         every: time between saves on any clock: "500 updates", "2 epochs", "30 min", "1e6 samples".
         asynchronous: True writes files in the background, from a copy of the state in memory that is as large as a
             file. The attributes below tell of a file when it is durable; the end of the fit waits for that.
-        on_save_error: what follows if a file cannot be written, since the disk is full, say. "warn" (default) goes on
-            training and tries again with the next save; the fit fails at its end if the last one is not written then
-            either. "raise" ends the fit at once. Older files stay in any case.
+        on_save_error: what follows if a file cannot be written: the disk is full, or a hook adds what is no data.
+            "warn" (default) goes on training and tries again with the next save; the fit fails at its end if the last
+            one is not written then either. "raise" ends the fit at once. Older files stay in any case.
 
     Attributes:
         best_model_path: path of the best file, or without ``monitor`` of the last.
@@ -79,8 +79,8 @@ class ModelCheckpoint(Checkpoint):
             (``checkpoint-filename``) that cannot be; several intervals (``checkpoint-triggers``). When a fit starts:
             a folder that takes no files, or has no room for one (``checkpoint-folder``).
         MisconfigurationException: at the first check, a ``monitor`` that was not logged (``checkpoint-monitor``).
-        CheckpointError: a file that cannot be written (``checkpoint-write``); when a fit starts, hyper-parameters that
-            are no data (``checkpoint-object``).
+        CheckpointError: a file that cannot be written (``checkpoint-write``), or holds what is no data; of
+            hyper-parameters and callbacks' states that shows when a fit starts (``checkpoint-object``).
 
     >>> checkpoint = ModelCheckpoint("runs", "{epoch:02d}-{val_loss:.2f}", monitor="val_loss", save_top_k=3)
     >>> checkpoint.format_checkpoint_name({"epoch": 3, "val_loss": 0.123}).removeprefix(checkpoint.dirpath)
@@ -179,7 +179,7 @@ class ModelCheckpoint(Checkpoint):
         """Make the folder and write to it, so that what keeps files from being written shows before the first step."""
         writes = self.save_top_k != 0 or self.save_last or self.save_on_exception
         if self._active and writes and trainer.is_global_zero:
-            rehearse_fit(self, str(self.dirpath), pl_module, trainer.datamodule)
+            rehearse_fit(self, str(self.dirpath), trainer, weights_only=self.save_weights_only)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Count from here."""

@@ -59,10 +59,10 @@ class OnExceptionCheckpoint(Checkpoint):
 
         Raises:
             InvalidValueError: it takes no files (``checkpoint-folder``).
-            CheckpointError: hyper-parameters that are no data (``checkpoint-object``).
+            CheckpointError: hyper-parameters or a callback's state that are no data (``checkpoint-object``).
         """
         if not trainer.fast_dev_run and trainer.is_global_zero:
-            rehearse_fit(self, self.dirpath, pl_module, trainer.datamodule)
+            rehearse_fit(self, self.dirpath, trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """From here on there is something to lose."""

@@ -37,6 +37,7 @@ class Saves:
         self.coming: Mapping[str, Any] | None = None  # what the callback will know when the file is there
         self._before: dict[str, Any] = {}
         self._first = ""
+        self._landed: Mapping[str, Any] = {}  # what it will know as soon as the first file is there
         self._acts: list[Callable[[], Any]] = []
         self._is_new = False
 
@@ -61,7 +62,7 @@ class Saves:
         elif self._first:
             self._acts.append(functools.partial(copy_checkpoint, self._first, path))
         else:
-            self._first = path
+            self._first, self._landed = path, _knowledge(owner)
 
     def then(self, act: Callable[[], Any]) -> None:
         """Do something when the file is durable."""
@@ -98,7 +99,7 @@ class Saves:
         if not self.asynchronous:
             return
         try:
-            trainer.wait_for_checkpoint()
+            trainer.wait_for_checkpoint(self)
         except CheckpointError as error:
             owner._saved = (-1, -1)
             self._cope(error, owner, on_error or self.on_error)
@@ -119,26 +120,32 @@ class Saves:
         first, acts, self._first = self._first, self._acts, ""
         self.coming = after = _knowledge(owner)
         vars(owner).update({**self._before, "_saved": after["_saved"]})
-        land = functools.partial(self._land, owner, after, acts)
+        land = functools.partial(self._land, owner, self._landed, after, acts)
         try:
-            trainer.save_checkpoint(first, owner.save_weights_only, asynchronous=True, then=land)
+            trainer.save_checkpoint(first, owner.save_weights_only, asynchronous=True, then=land, owner=self)
         finally:
             self.coming = None
 
-    def _land(self, owner: ModelCheckpoint, after: Mapping[str, Any], acts: list[Callable[[], Any]]) -> None:
-        vars(owner).update(after)
+    def _land(
+        self,
+        owner: ModelCheckpoint,
+        landed: Mapping[str, Any],
+        after: Mapping[str, Any],
+        acts: list[Callable[[], Any]],
+    ) -> None:
+        vars(owner).update(landed)
         self._is_new, self.error = True, None
-        for act in acts:
+        for act in acts:  # which may fail, such as the copy to "last"
             act()
+        vars(owner).update({**after, "_outdated": owner._outdated})
 
     def _cope(self, error: CheckpointError, owner: ModelCheckpoint, on_error: str) -> None:
-        if on_error == "raise" or error.code != "checkpoint-write":
+        if on_error == "raise" or error.code not in ("checkpoint-write", "checkpoint-object"):
             raise error
         self.error = error
-        kept = f"the newest that is there is {owner._newest!r}" if owner._newest else "there is none of this fit yet"
         rank_zero_warn(
-            f"{error.message}. As to this callback, {kept}. The training goes on and the next save tries again; the "
-            "fit fails at its end if that does not help, and here with ModelCheckpoint(on_save_error='raise')",
+            f"{type(owner).__name__} has not saved: {error.message}. The training goes on and the next save tries "
+            "again; if the last one fails too, so does the fit (with on_save_error='raise': at once)",
             code="checkpoint-not-saved",
         )
 

@@ -23,7 +23,7 @@ class Writer:
 
     def __init__(self) -> None:
         self._thread: threading.Thread | None = None
-        self._error: BaseException | None = None
+        self._errors: dict[object, BaseException] = {}  # by owner; the first that it was not told of
         self._buffers = Buffers()
 
     def write(
@@ -33,59 +33,61 @@ class Writer:
         *,
         asynchronous: bool = False,
         then: Callable[[], Any] | None = None,
+        owner: object = None,
     ) -> None:
-        """Write a checkpoint when the one before is written.
+        """Write a checkpoint when the one before is written, whatever has become of that.
 
         Args:
             checkpoint: the state.
             path: the file.
             asynchronous: return when the state is copied; a thread writes it.
             then: called when the file is durable; in that thread, if there is one.
+            owner: who is told by ``wait`` if that thread fails; hashable.
 
         Raises:
-            CheckpointError: this file could not be written, or the one before, which does not keep this one from it.
+            CheckpointError: this file could not be written, and not in the background.
         """
-        error = self._settle()
+        self.join()
         if asynchronous:
-            arguments = (self._buffers.snapshot(checkpoint), path, then)
+            arguments = (owner, self._buffers.snapshot(checkpoint), path, then)
             self._thread = threading.Thread(target=self._run_aside, args=arguments, name="leyden-checkpoint")
             self._thread.start()
         else:
             self._run(encode(checkpoint), path, then)
-        if error is not None:
-            raise error
 
     def join(self) -> None:
-        """Wait until nothing is being written; if that has failed, the next call of ``write`` or ``wait`` tells."""
+        """Wait until nothing is being written; if that has failed, ``wait`` tells."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
 
-    def wait(self) -> None:
+    def wait(self, owner: object = None) -> None:
         """Wait until the file that is being written is durable.
 
         Raises:
-            CheckpointError: it could not be written; told once.
+            CheckpointError: one of this owner's could not be written; told once.
         """
-        error = self._settle()
+        self.join()
+        error = self._errors.pop(owner, None)
         if error is not None:
             raise error
 
-    def _settle(self) -> BaseException | None:
+    def close(self) -> None:
+        """Wait as well; raises what an owner has not asked for."""
         self.join()
-        error, self._error = self._error, None
-        return error
+        for owner in list(self._errors):
+            self.wait(owner)
 
     def _run(self, content: Any, path: str | PathLike[str], then: Callable[[], Any] | None) -> None:
         write_encoded(content, path)
         if then is not None:
             then()
 
-    def _run_aside(self, *args: Any) -> None:
+    def _run_aside(self, owner: object, *args: Any) -> None:
         try:
             self._run(*args)
-        except BaseException as error:  # is raised where somebody waits for it
-            self._error = error
+        except BaseException as error:  # is raised where its owner waits for it
+            self._errors.setdefault(owner, error)
 
 
 class Buffers:

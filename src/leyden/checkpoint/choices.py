@@ -8,7 +8,7 @@
 "schedulers", "schedulers.0"  reset: from their beginning. replace: this run's settings, at the file's position
 "scaler"                     reset: the loss scale of this run
 "clocks"                     reset: epoch 0, step 0
-"data"                       reset: the epoch that was broken off begins once more
+"data"                       reset: the epoch that was broken off, if any, begins once more
 "random"                     reset: the random generators go on as they are
 "callbacks", "callbacks.EMA"  reset: no state from the file, by class or ``state_key``
 ===========================  ====================================================================================
@@ -23,6 +23,7 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import Final
 
+from leyden.checkpoint.structure import NOT_GIVEN
 from leyden.errors import InvalidTypeError, InvalidValueError
 
 _TAKEN_OR_NOT: Final = ("keep", "reset")
@@ -59,6 +60,12 @@ class Choices:
         self._asked: dict[str, None] = dict.fromkeys(_COMPONENTS)
         for key, value in self._given.items():
             component = key.partition(".")[0]
+            if component in NOT_GIVEN:
+                raise InvalidValueError(
+                    f"resume={{{key!r}: {value!r}}} means nothing: {key!r} is no option that a user gives to a group; "
+                    "'lr' is the rate, with all that schedulers derive from it",
+                    code="resume-choice",
+                )
             allowed = _COMPONENTS.get(component, _OF_OPTION)
             if value not in allowed:
                 close = [] if component in _COMPONENTS else difflib.get_close_matches(component, _COMPONENTS, n=1)

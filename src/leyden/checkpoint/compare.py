@@ -60,6 +60,9 @@ def compare_weights(report: Report, module: nn.Module, weights: Mapping[str, Any
     ]
     if shapes:
         found.errors.append(f"weights have another shape: {listed(shapes)}; build the module as it was")
+    has_none = bool(own) and own.keys().isdisjoint(weights)
+    if has_none and not strict:
+        found.errors.append("not a single weight of the module is in the file; take the file of this module")
     if found.errors and _loads(module, weights, strict=strict):
         return  # the module has a way of its own to load what an older one has saved
     report.errors += found.errors
@@ -119,15 +122,15 @@ def _is_alike(there: Tensor, here: Tensor) -> bool:
 
 
 def _loads(module: nn.Module, weights: Mapping[str, Any], *, strict: bool) -> bool:
-    """Whether the module takes the weights nevertheless; it is then as it was before."""
-    undo = Undo(module)
+    """Whether the module takes some of the weights nevertheless; it is then as it was before."""
+    undo, count = Undo(module), len(module.state_dict())
     try:
-        module.load_state_dict(weights, strict=strict)
+        missing = getattr(module.load_state_dict(weights, strict=strict), "missing_keys", ())
     except Exception:
         return False
     finally:
         undo()
-    return True
+    return len(missing) < count
 
 
 def listed(items: Sequence[str]) -> str:

@@ -30,7 +30,11 @@ def as_data(weights_only: bool | None, trust: bool) -> bool | None:
 
 
 def read_checkpoint(
-    path: str | os.PathLike[str] | BinaryIO, *, map_location: Any = "cpu", weights_only: bool | None = None
+    path: str | os.PathLike[str] | BinaryIO,
+    *,
+    map_location: Any = "cpu",
+    weights_only: bool | None = None,
+    builds: bool = True,
 ) -> dict[str, Any]:
     """Read a checkpoint.
 
@@ -38,6 +42,7 @@ def read_checkpoint(
         path: a file, an open one, or an address: "https://...", or what fsspec knows, such as "s3://bucket/a.ckpt".
         map_location: where its tensors go, as for ``torch.load``.
         weights_only: None and True read data and run no code in the file, whatever its source; False trusts it.
+        builds: whether to build objects of users' classes, which must be there then.
 
     Raises:
         CheckpointNotFoundError: there is no such file (``checkpoint-missing``).
@@ -50,13 +55,13 @@ def read_checkpoint(
         with _opened(path) as file:
             verify(file)
             checkpoint = _load(file, name, map_location, weights_only=not trusted)
-            checkpoint = decode(checkpoint, trusted=trusted)
-    except FileNotFoundError:
+            checkpoint = decode(checkpoint, trusted=trusted) if builds else checkpoint
+    except (FileNotFoundError, IsADirectoryError):
         raise missing(name) from None
     except DamagedError as cause:
-        raise _unreadable(name, str(cause)) from None
+        raise _unreadable(name, str(cause), cause.remedy) from None
     except OSError as cause:
-        raise _unreadable(name, cause) from cause
+        raise _unreadable(name, _told(cause), "See that it is there and may be read") from cause
     except CheckpointError as cause:
         if name in cause.message:
             raise
@@ -86,6 +91,16 @@ def glance(path: str | os.PathLike[str]) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
+def fault_of(path: str, *, thorough: bool = True) -> str | None:
+    """What is wrong with a file, or None; one at an address is fetched for that."""
+    try:
+        with places.opened(path) if places.is_remote(path) else open(path, "rb") as file:
+            verify(file, thorough=thorough)
+    except OSError as error:
+        return str(error)
+    return None
+
+
 def _opened(path: Any) -> AbstractContextManager[Any]:
     """A file to read from its beginning, here or at an address."""
     if hasattr(path, "read"):
@@ -109,7 +124,8 @@ def _load(file: Any, name: str, map_location: Any, *, weights_only: bool) -> Any
                 f"file names: {', '.join(unknown)}. If you trust where it came from, pass trust=True",
                 code="checkpoint-untrusted",
             ) from cause
-        raise _unreadable(name, cause) from cause
+        remedy = "It is whole; another program may have written it, or map_location does not fit"
+        raise _unreadable(name, _told(cause), remedy) from cause
 
 
 def _code_in(file: Any) -> list[str]:
@@ -122,8 +138,12 @@ def _code_in(file: Any) -> list[str]:
 
 
 def missing(name: str) -> CheckpointNotFoundError:
-    """The error for a file that is not there, with what is there of a similar name."""
+    """The error for a file that is not there, with what is there of a similar name; or for a folder."""
     path = Path(name).expanduser()
+    if path.is_dir():
+        newest = next(iter(places.newest_first(path)), None)
+        hint = f"pass a file; the newest in it is {newest!r}" if newest else "there are no checkpoints in it"
+        return CheckpointNotFoundError(f"{name!r} is a folder, not a checkpoint; {hint}", code="checkpoint-missing")
     try:
         there = [entry.name for entry in path.parent.iterdir() if entry.suffix == ".ckpt"]
     except OSError:
@@ -135,13 +155,11 @@ def missing(name: str) -> CheckpointNotFoundError:
     return CheckpointNotFoundError(f"there is no checkpoint {name!r}{hint}", code="checkpoint-missing")
 
 
-def _unreadable(name: str, cause: Exception | str) -> CheckpointError:
-    reason = cause if isinstance(cause, str) else f"{type(cause).__name__}: {_first_line(str(cause))}"
-    return CheckpointError(
-        f"{name!r} cannot be read as a checkpoint: {reason}. It may be truncated, or a file of another kind",
-        code="checkpoint-unreadable",
-    )
+def _unreadable(name: str, reason: str, remedy: str) -> CheckpointError:
+    text = f"{name!r} cannot be read as a checkpoint: {reason}. {remedy}"
+    return CheckpointError(text, code="checkpoint-unreadable")
 
 
-def _first_line(text: str) -> str:
-    return next(iter(text.strip().splitlines()), "no reason was given").rstrip(". ")
+def _told(cause: Exception) -> str:
+    line = next(iter(str(cause).strip().splitlines()), "no reason was given")
+    return f"{type(cause).__name__}: {line.rstrip('. ')}"

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from leyden.checkpoint.files import glance, missing
-from leyden.checkpoint.integrity import fault_of
+from leyden.checkpoint.files import fault_of, glance, missing
 from leyden.checkpoint.places import by_age, is_remote, newest_first
-from leyden.errors import CheckpointError, InvalidValueError, warn
+from leyden.errors import CheckpointError, CheckpointNotFoundError, InvalidValueError, warn
 
 
 def find_checkpoint(
@@ -57,8 +56,17 @@ def find_checkpoint(
     if path == "last":
         return _last(writers, stage, interrupted)
     if not hasattr(path, "read") and "://" not in os.fspath(path) and not Path(path).expanduser().is_file():
-        raise missing(os.fspath(path))
+        raise _no_file(os.fspath(path))
     return path
+
+
+def _no_file(path: str) -> CheckpointNotFoundError:
+    word = path.strip().lower()
+    if word not in ("best", "last"):
+        return missing(path)
+    return CheckpointNotFoundError(
+        f"there is no checkpoint {path!r}; did you mean {word!r}?", code="checkpoint-missing"
+    )
 
 
 def _best(writers: Sequence[Any]) -> str | None:

@@ -2,10 +2,11 @@
 
 torch writes a zip file, with a CRC-32 of every record, and never looks at these. They are checked here. What they do
 not cover, which is headers, padding and the directory with the CRCs themselves, :func:`seal` covers with a digest in
-the comment that a zip file may end with; torch and Lightning pass over it::
+the comment that a zip file may end with; torch and Lightning pass over it. The time of writing is there as well, since
+that of the file system does not survive a plain copy::
 
-    header, padding  |record|  header, padding  |record|  ...  directory, end  |comment: version, digest|
-    ---- digest ---- | CRC  |  ---- digest ---- | CRC  |  ----------- digest ---------- |
+    header, padding  |record|  header, padding  |record|  ...  directory, end  |comment: version, time, digest|
+    ---- digest ---- | CRC  |  ---- digest ---- | CRC  |  -------------- digest ------------- |
 
 A file without a comment, such as Lightning's, is checked as far as its CRCs go.
 """
@@ -17,6 +18,7 @@ import os
 import queue
 import struct
 import threading
+import time
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -24,15 +26,17 @@ from contextlib import suppress
 from types import MappingProxyType
 from typing import Any, BinaryIO, Final, NamedTuple
 
-from leyden.checkpoint.places import is_remote, opened
-
 #: CRC-32 of parts of a file, by their start and end.
 Crcs = Mapping[tuple[int, int], int]
 
 _START: Final = b"PK\x03\x04"
-#: Followed by the digest in hex. In all 73 bytes: no single flipped bit makes the length in the end record 0.
-_VERSION: Final = b"leyden:1:"
-_COMMENT_SIZE: Final = len(_VERSION) + 64
+#: What torch's files began with before they were zip files: a pickled number.
+_OLD_START: Final = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"
+#: Followed by the time in ns, 16 digits of hex, and the digest, 64. No single flipped bit makes a length another one.
+_VERSION: Final = b"leyden:2:"
+_COMMENT_SIZE: Final = len(_VERSION) + 16 + 64
+#: The first version has no time.
+_COMMENTS: Final = ((_COMMENT_SIZE, _VERSION), (_COMMENT_SIZE - 16, b"leyden:1:"), (0, b""))
 _END_SIZE: Final = 22
 #: Smaller ones are not worth telling a thread of.
 _PIECE: Final = 1 << 14
@@ -42,7 +46,13 @@ _FOLDER: Final = 0x10
 
 
 class DamagedError(OSError):
-    """A file that is not as it was written; the text says what is wrong."""
+    """A file that is not as it was written; the text says what is wrong, ``remedy`` what to do."""
+
+    def __init__(
+        self, text: str, remedy: str = "Take an older file; ckpt_path='last' takes the newest whole one"
+    ) -> None:
+        super().__init__(text)
+        self.remedy = remedy
 
 
 class _Record(NamedTuple):
@@ -103,11 +113,23 @@ class ReadBack:
 
 
 def seal(path: str) -> None:
-    """Add the digest to a file of ``torch.save``."""
+    """Add the time and the digest to a file of ``torch.save``."""
     with open(path, "r+b") as file:
-        size = file.seek(-2, os.SEEK_END) + 2
-        file.write(struct.pack("<H", _COMMENT_SIZE) + _VERSION)
-        file.write(_digest(file, _records(file), size + len(_VERSION)))
+        file.seek(-2, os.SEEK_END)
+        file.write(struct.pack("<H", _COMMENT_SIZE) + _VERSION + b"%016x" % time.time_ns())
+        end = file.tell()
+        file.write(_digest(file, _records(file), end))
+
+
+def sealed_at(path: str) -> int | None:
+    """When a file of this machine was sealed, in ns; None if it does not say so."""
+    with suppress(OSError), open(path, "rb") as file:
+        file.seek(-_COMMENT_SIZE, os.SEEK_END)
+        comment = file.read()
+        if comment.startswith(_VERSION):
+            with suppress(ValueError):  # it is damaged
+                return int(comment[len(_VERSION) : -64], 16)
+    return None
 
 
 def verify(file: Any, *, thorough: bool = True, known: Crcs = MappingProxyType({})) -> None:
@@ -121,13 +143,11 @@ def verify(file: Any, *, thorough: bool = True, known: Crcs = MappingProxyType({
     Raises:
         DamagedError: what is wrong with it.
     """
-    file.seek(0)
-    if file.read(4) != _START:
-        raise DamagedError("it is not a file of torch.save")
     size = file.seek(0, os.SEEK_END)
+    _check_start(file, size)
     comment = _comment(file, size)
     records = _records(file)
-    if comment and comment != _VERSION + _digest(file, records, size - 64):
+    if comment and comment[-64:] != _digest(file, records, size - 64):
         raise DamagedError("what lies between its records is damaged: the digest differs")
     for record in records:
         place = record.start, record.end
@@ -136,19 +156,23 @@ def verify(file: Any, *, thorough: bool = True, known: Crcs = MappingProxyType({
             raise DamagedError(f"its record {record.name!r} is damaged: the CRC-32 differs")
 
 
-def fault_of(path: str, *, thorough: bool = True) -> str | None:
-    """What is wrong with a file, or None; one at an address is fetched for that."""
-    try:
-        with opened(path) if is_remote(path) else open(path, "rb") as file:
-            verify(file, thorough=thorough)
-    except OSError as error:
-        return str(error)
-    return None
+def _check_start(file: Any, size: int) -> None:
+    file.seek(0)
+    start = file.read(len(_OLD_START))
+    if not size:
+        raise DamagedError("it is empty")
+    if start == _OLD_START:
+        raise DamagedError(
+            "it has the format of torch before 1.6, which has no checksums",
+            "Convert it: torch.save(torch.load(path, weights_only=True), path)",
+        )
+    if not start.startswith(_START):
+        raise DamagedError("it is not a file of torch.save")
 
 
 def _comment(file: Any, size: int) -> bytes:
     """The comment that the file ends with, if it ends with one of ours or with none."""
-    for length, start in ((_COMMENT_SIZE, _VERSION), (0, b"")):
+    for length, start in _COMMENTS:
         place = size - length - _END_SIZE
         if place > 0:
             file.seek(place)

@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from leyden.checkpoint.integrity import sealed_at
 from leyden.errors import MissingExtraError
 
 AnyPath = str | os.PathLike[str]
@@ -48,7 +49,7 @@ def remove(path: AnyPath) -> None:
 def freed_aside(path: AnyPath) -> Iterator[None]:
     """Let a thread give back the space of a file that goes within: that may take a fifth of the time of writing it."""
     handle = None
-    if os.name == "posix":
+    if os.name == "posix" and os.path.isfile(path):  # to open a pipe is to wait for its other end
         with suppress(OSError):
             handle = os.open(path, os.O_RDONLY)
     try:
@@ -91,17 +92,24 @@ def newest_first(folder: AnyPath) -> list[str]:
 
 
 def by_age(paths: Sequence[str]) -> list[str]:
-    """Those of some paths that are files, those written last first."""
-    ages = {path: _written_at(path) for path in paths}
-    return sorted((path for path in paths if ages[path] is not None), key=lambda path: ages[path] or 0, reverse=True)
+    """Those of some paths that are files, those written last first.
+
+    When that was is in the files themselves; the time of the file system, which a copy may not keep, counts for files
+    that do not say, such as Lightning's, and where two say the same.
+    """
+    times = {path: _written_at(path) for path in paths}
+    return sorted((path for path in paths if times[path]), key=times.__getitem__, reverse=True)
 
 
-def _written_at(path: str) -> int | None:
-    """When a file was written, in ns; None if there is none."""
+def _written_at(path: str) -> tuple[int, ...]:
+    """When a file was written, in ns, as it says itself and as its file system does; nothing if there is none."""
     if is_remote(path):
         system = _system(path)
-        return int(system.modified(path).timestamp() * 1e9) if system.isfile(path) else None
-    return os.stat(path).st_mtime_ns if os.path.isfile(path) else None
+        return (int(system.modified(path).timestamp() * 1e9),) if system.isfile(path) else ()
+    if not os.path.isfile(path):
+        return ()
+    time = os.stat(path).st_mtime_ns
+    return sealed_at(path) or time, time
 
 
 def opened(address: str) -> Any:

@@ -20,6 +20,7 @@ from leyden.hooks.dispatch import RunState
 from leyden.optimization.clocks import Clocks, UpdateClock, Verdict
 from leyden.results.entry import load_states, metric_objects, states_of
 from leyden.results.views import Views
+from leyden.seed import isolate_rng
 from leyden.tree import detach, first_batch_size, map_tensors, move_to_device
 from leyden.units import Every
 
@@ -110,6 +111,10 @@ def capture(run: Running) -> dict[str, Any]:
     }
     if run.parts is not None:
         place.update(_capture_fit(run, run.parts, phase, closes=closes))
+    if loop.go_on is not None:  # what is to be restored then is still in the place that it was called with
+        waiting = loop.go_on.args[-1]
+        kept = {"optimizers": place["clocks"]["optimizers"]}  # which may have other places now
+        place.update(waiting, should_stop=state.should_stop, clocks={**place["clocks"], **waiting["clocks"], **kept})
     return place
 
 
@@ -173,10 +178,9 @@ def is_mid_step(run: Running) -> bool:
 
 def _pack_place(loader: Any, batches: Batches | None, used: int) -> dict[str, Any]:
     """The generators as they are now, and what is kept of a loader of which some batches were used."""
-    return {
-        "kept": {} if batches is None else state_of_data(loader, used, is_data=is_data, ahead=batches.ahead),
-        "now": pack(mark(loader)),
-    }
+    with isolate_rng():
+        kept = {} if batches is None else state_of_data(loader, used, is_data=is_data, ahead=batches.ahead)
+    return {"kept": kept, "now": pack(mark(loader))}
 
 
 def _pack_outputs(outputs: Any) -> dict[str, Any]:
@@ -234,8 +238,8 @@ def set_clocks(clocks: Clocks, place: Mapping[str, Any]) -> None:
         clocks.samples = max(clocks.samples - place.get("samples_in_hand", 0), 0)
 
 
-def check_limits(place: Mapping[str, Any], *, max_epochs: int) -> None:
-    """Refuse to go on beyond the last epoch.
+def check_limits(place: Mapping[str, Any], *, max_epochs: int, max_steps: int = -1) -> None:
+    """Refuse to go on beyond the last epoch; tell that the last step is passed.
 
     Raises:
         MisconfigurationException: ``max_epochs`` is smaller than the epochs that are done (``resume-max-epochs``).
@@ -246,6 +250,13 @@ def check_limits(place: Mapping[str, Any], *, max_epochs: int) -> None:
             f"the checkpoint was written after {done} epochs, and max_epochs is {max_epochs}; raise "
             "Trainer(max_epochs=...)",
             code="resume-max-epochs",
+        )
+    steps = place["clocks"]["global_step"]
+    if steps > max_steps != -1 and place["phase"] != "between":  # between epochs the fit says so
+        warn(
+            f"the checkpoint was written after {steps} optimizer steps, and max_steps is {max_steps}: only its epoch "
+            "is closed; raise Trainer(max_steps=...) to train on",
+            code="resume-max-steps",
         )
 
 

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from functools import partial
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from torch import nn
 
@@ -31,7 +31,7 @@ from leyden.checkpoint.progress import place_of
 from leyden.checkpoint.restore import by_key
 from leyden.checkpoint.resume import check_limits, set_clocks
 from leyden.checkpoint.setting import compare_collected, compare_place, compare_setting, unlike_states
-from leyden.checkpoint.states import Timing, find_states, find_timings, settings
+from leyden.checkpoint.states import Timing, compare_lengths, find_states, find_timings, settings
 from leyden.checkpoint.structure import outline_of
 from leyden.errors import CheckpointError, MissingKeyError, warn
 from leyden.optimization.clocks import Clocks, UpdateClock, Verdict
@@ -41,9 +41,14 @@ from leyden.optimization.plan import Plan
 from leyden.optimization.undo import Undo
 from leyden.rank import rank_zero_info
 from leyden.seed import rng_state, set_rng_state
+from leyden.units import Duration
+
+if TYPE_CHECKING:
+    from leyden.loops.cadence import Limits
 
 #: Options of a group that schedulers set, or start from.
-_RATES: Final = ("lr", "initial_lr", "max_lr", "min_lr")
+_DERIVED: Final = ("initial_lr", "max_lr", "min_lr")
+_RATES: Final = ("lr", *_DERIVED)
 #: A place where no epoch is in progress.
 _BETWEEN: Final = {"phase": "between", "batches": 0, "is_last": False, "closes": False}
 _AT_ZERO: Final = dict.fromkeys(("epoch", "batch_idx", "micro_batches", "updates", "global_step", "samples"), 0)
@@ -176,7 +181,7 @@ class Resumption:
     def _place(self, window_size: int = 1) -> dict[str, Any]:
         """Where the run goes on, by the user's choices."""
         place, choices = place_of(self.checkpoint, window_size=window_size), self._choices
-        begins_epoch = choices.of("data") == "reset" and place["phase"] not in ("between", "epoch_end")
+        begins_epoch = choices.of("data") == "reset" and _is_inside(place)
         now = place.get("before" if begins_epoch else "now") if choices.of("random") != "reset" else None
         if choices.of("clocks") == "reset":
             return {**_BETWEEN, "clocks": _AT_ZERO, "now": now}
@@ -197,7 +202,8 @@ class Resumption:
         clocks: Clocks,
         scaler: Any,
         window_size: int,
-        max_epochs: int,
+        limits: Limits,
+        windows_until: Callable[[Duration], float],
     ) -> dict[str, Any]:
         """Compare the rest, tell all, and restore optimizers, schedulers and the loss scale.
 
@@ -208,7 +214,8 @@ class Resumption:
             clocks: of the run.
             scaler: the loss scaler, or None.
             window_size: micro-batches of a window in this epoch.
-            max_epochs: of the run; -1 for no limit.
+            limits: how long the run is.
+            windows_until: says how many windows there are until a limit; inf if nobody knows.
 
         Returns:
             Where the loop goes on.
@@ -222,13 +229,14 @@ class Resumption:
         place = self._place(window_size)
         matches = find_states(report, checkpoint, plan, choices, anew=self._reset)
         timings = find_timings(report, checkpoint, plan, matches, choices)
+        compare_lengths(report, plan, timings, place, limits=limits, windows_until=windows_until)
         compare_setting(report, checkpoint, here, callbacks=callbacks, scaler=scaler)
         compare_place(report, checkpoint, here, place)
         compare_collected(report, checkpoint, place, plan.module)
         self._compare_options(here["configured"], matches, timings)
         choices.check_known(key for found in matches for group in found.member.optimizer.param_groups for key in group)
         self._tell()
-        check_limits(place, max_epochs=max_epochs)
+        check_limits(place, max_epochs=limits.max_epochs, max_steps=limits.max_steps)
         owners = [found.member.optimizer for found in matches]
         self._undo += [partial(group.update, dict(group)) for owner in owners for group in owner.param_groups]
         stateful = [*(timing.scheduler for timing in timings), *([scaler] if scaler is not None else [])]
@@ -281,10 +289,11 @@ class Resumption:
 
     def _print(self, place: Mapping[str, Any]) -> None:
         """Print what is not as in the file."""
-        lines = list(self.report.lines)
+        lines, epoch = list(self.report.lines), place["clocks"]["epoch"] + (place["phase"] == "epoch_end")
+        is_inside = _is_inside(place_of(self.checkpoint))
         for key, text in (
             ("clocks", "epoch 0, step 0"),
-            ("data", f"epoch {place['clocks']['epoch']} begins once more"),
+            ("data", f"epoch {epoch} begins once more" if is_inside else f"no epoch was broken off; {epoch} is next"),
             ("random", "the generators go on as they are"),
             ("scaler", "the loss scale is this run's"),
         ):
@@ -314,7 +323,8 @@ class Resumption:
 
     def _choose_options(self, found: Match, fresh: Sequence[Mapping[str, Any]], *, is_on: bool) -> None:
         """Give groups those options that are to be this run's; ``is_on`` says whether their schedules go on."""
-        lr, told = self._choices.of("lr"), dict[str, list[str]]()
+        told: dict[str, list[str]] = {}
+        lr, silent = self._choices.of("lr"), {"params", *(_DERIVED if is_on else _RATES)}
         for index, (group, new) in enumerate(zip(found.member.optimizer.param_groups, fresh, strict=True)):
             before = dict(group)
             if found.sources[index] is None:
@@ -328,7 +338,7 @@ class Resumption:
             for key in new:
                 if key not in _RATES and self._choices.of(key) == "replace":
                     group[key] = new[key]
-                if key not in ("params", *_RATES[is_on:]) and group[key] != before.get(key):
+                if key not in silent and group[key] != before.get(key):
                     told.setdefault(key, []).append(f"{_short(before.get(key))} -> {_short(group[key])}")
         label = f"optimizer {found.member.label}"
         self.report.lines += [(key, "replace", f"{label}: {listed(told[key])}") for key in told]
@@ -365,6 +375,11 @@ def _load_state(owner: Any, state: Any, what: str) -> None:
             f"the state of {what} in the checkpoint does not fit this run's {type(owner).__name__}: {cause}",
             code="resume-mismatch",
         ) from cause
+
+
+def _is_inside(place: Mapping[str, Any]) -> bool:
+    """Whether an epoch was broken off."""
+    return place["phase"] not in ("between", "epoch_end")
 
 
 def _short(value: Any) -> str:

@@ -41,7 +41,7 @@ def compare_setting(
             report.choices.append(f"{what} was {there[key]!r} in the file, and is {here[key]!r}: this run's counts")
     has_scale = any(checkpoint.get(key) for key in SCALERS)
     if has_scale != (scaler is not None and scaler.is_enabled()):
-        which = ("no loss scale: it begins with", "a loss scale, but not")[has_scale]
+        which = "a loss scale, but not" if has_scale else "no loss scale: it begins with"
         report.choices.append(f"the file has {which} this run's; Trainer(precision=...) says whether there is one")
     keys = {callback.state_key for callback in callbacks} | {type(callback) for callback in callbacks}
     left = [str(key) for key in checkpoint["callbacks"] if key not in keys]
@@ -124,7 +124,8 @@ def compare_place(
         differ.append(f"{used} batches were used, and the loader has {known[0]}")
     validation, counts = place.get("validation") or {"loader": 0, "done": 0, "ended": 1}, here.get("validation", ())
     loader, done = validation["loader"], validation["done"]
-    if loader + (not validation["ended"]) > len(counts) or done > (*counts, done)[loader]:
+    is_missing = loader > len(counts) or (loader == len(counts) and not validation["ended"])
+    if is_missing or (loader < len(counts) and done > counts[loader]):
         differ.append(f"batch {done} of validation loader {loader} is not there; the loaders have {list(counts)}")
     is_open = is_inside and used % size != 0 and not place["closes"]
     if is_open and there.get("accumulation", here["accumulation"]) != here["accumulation"]:

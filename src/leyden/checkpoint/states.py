@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping, Sequence
-from typing import Any, Final, NamedTuple
+import math
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 from torch.optim import LBFGS, Optimizer
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau
 
 from leyden.checkpoint.by_name import Match, match
 from leyden.checkpoint.choices import Choices, aliases
@@ -17,6 +18,10 @@ from leyden.checkpoint.compare import Report, is_finite, listed
 from leyden.checkpoint.forms import is_count, is_number, shown
 from leyden.checkpoint.structure import NOT_GIVEN, Member, kind_of, outline_of, present_members, saved_members
 from leyden.optimization.plan import Plan
+from leyden.units import Duration
+
+if TYPE_CHECKING:
+    from leyden.loops.cadence import Limits
 
 #: Entries of torch's optimizers that have the shape of their parameter.
 _MOMENTS: Final = frozenset(
@@ -77,6 +82,13 @@ def find_states(
             found = found._replace(state=None)
             text = f"{member.kind} of {listed(member.all_names)} begins anew"
             report.lines.append((f"optimizers.{member.label}", "reset", text))
+        elif (by_order := _by_order(found, saved)) is not None:
+            found = by_order
+            names = listed(by_order.origin.all_names if by_order.origin else ())
+            report.errors.append(
+                f"{_described(member)} is of {names} in the file, of the same number and shapes; if they "
+                'were only renamed, take the state by order with resume={"optimizers": "keep"}'
+            )
         elif member.optimizer.param_groups:
             if misfit := _misfit(found, insists=choice == "keep"):
                 report.errors.append(
@@ -94,6 +106,14 @@ def find_states(
             )
     _tell_rest(report, saved, [found for found in matches if found.state is not None])
     return matches
+
+
+def _by_order(found: Match, saved: Sequence[Member]) -> Match | None:
+    """The state in the same place, where no name was found and by its groups and shapes it could be the same."""
+    if found.origin is not None or not found.member.all_names:
+        return None
+    by_order = match(found.member, saved, insists=True)
+    return None if _misfit(by_order, insists=False) else by_order
 
 
 def _choice(choices: Choices, member: Member) -> str | None:
@@ -283,6 +303,68 @@ def _unfit(timing: Timing, kind: str, *, regrouped: bool) -> Iterator[str]:
             f"{what} is {kind if kind != here else 'another one'} in the file; return the same, bring this one to the "
             f'file\'s position with resume={{{key}: "replace"}}, or let it begin with resume={{{key}: "reset"}}'
         )
+
+
+def compare_lengths(
+    report: Report,
+    plan: Plan,
+    timings: Sequence[Timing],
+    place: Mapping[str, Any],
+    *,
+    limits: Limits,
+    windows_until: Callable[[Duration], float],
+) -> None:
+    """Find schedules of a fixed length, which raise behind their last step, that are too short for this run.
+
+    Args:
+        report: gets them.
+        plan: the schedulers of this run.
+        timings: what they get.
+        place: where the run goes on.
+        limits: how long the run is.
+        windows_until: says how many windows there are until a limit; inf if nobody knows.
+    """
+    for timing, config in zip(timings, plan.schedulers, strict=True):
+        state, own = timing.state or {}, timing.scheduler
+        total, done = state.get("total_steps"), state.get("last_epoch")
+        if not isinstance(own, OneCycleLR) or timing.choice in ("replace", "reset"):
+            continue
+        if not isinstance(total, int) or not isinstance(done, int):  # which is told elsewhere
+            continue
+        left = math.inf
+        if plan.automatic and not plan.frequencies and config.frequency == 1 and not limits.most:
+            left = _steps_left(config.interval, place, limits, windows_until, optimizers=len(plan.optimizers))
+        what = f"scheduler {timing.place} (OneCycleLR) has {total - done} of {total} steps left in the file"
+        remedy = f'give it more total_steps and resume={{"schedulers.{timing.place}": "replace"}}'
+        if left != math.inf and left > total - done:
+            report.errors.append(f"{what}, and this run has {left} to go, where it would fail; {remedy}")
+        elif left == math.inf and total != own.total_steps:
+            report.choices.append(f"{what}, and the step after them fails; end before, or {remedy}")
+
+
+def _steps_left(
+    interval: str,
+    place: Mapping[str, Any],
+    limits: Limits,
+    windows_until: Callable[[Duration], float],
+    *,
+    optimizers: int,
+) -> float:
+    """How often a scheduler will still step; inf if that is not known."""
+    clocks, phase, size = place["clocks"], place["phase"], place.get("window_size", 1)
+    epochs = clocks["epoch"] + (phase == "epoch_end")
+    used = place["batches"] - (phase == "batch") if phase not in ("between", "epoch_end") else 0
+    has_ended = place["is_last"] and phase not in ("between", "epoch_end", "batch")
+    if interval == "epoch":
+        is_known = limits.max_epochs != -1 and limits.max_steps == -1
+        return limits.max_epochs - epochs - has_ended if is_known else math.inf
+    if limits.max_steps != -1 and optimizers > 1:
+        return math.inf
+    left = limits.max_steps - clocks["global_step"] if limits.max_steps != -1 else math.inf
+    if limits.max_epochs != -1 and (whole := windows_until(Duration(limits.max_epochs, "epochs"))) != math.inf:
+        windows = math.ceil(used / size) if has_ended else used // size
+        left = min(left, whole - windows_until(Duration(epochs, "epochs")) - windows)
+    return left
 
 
 def _has_rates(scheduler: Any, state: Mapping[str, Any], *, regrouped: bool) -> bool:

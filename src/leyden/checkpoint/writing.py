@@ -19,7 +19,8 @@ import torch
 
 from leyden.checkpoint import places
 from leyden.checkpoint.encoding import encode
-from leyden.checkpoint.integrity import Crcs, ReadBack, fault_of, seal, verify
+from leyden.checkpoint.files import fault_of
+from leyden.checkpoint.integrity import Crcs, ReadBack, seal, verify
 from leyden.errors import CheckpointError, InvalidValueError, LeydenError
 
 _HOST: Final = re.sub(r"\W", "_", socket.gethostname())[:64]
@@ -40,11 +41,12 @@ def write_checkpoint(checkpoint: Mapping[str, Any], path: str | os.PathLike[str]
 
     Args:
         checkpoint: the state; what is no plain data is encoded as such.
-        path: the file, or an address like "s3://bucket/a.ckpt"; missing folders are made.
+        path: the file, or an address like "s3://bucket/a.ckpt"; missing folders are made. What a link points to is
+            written, unless it lies beside the link: that is another checkpoint, and the file takes the link's place.
 
     Raises:
-        CheckpointError: it holds what cannot be encoded (``checkpoint-object``), or it could not be written
-            (``checkpoint-write``); the cause is attached.
+        CheckpointError: it holds what cannot be encoded (``checkpoint-object``), or it could not be written, or the
+            path is taken by a folder, a device or a pipe (``checkpoint-write``); the cause is attached.
     """
     write_encoded(encode(checkpoint), path)
 
@@ -70,7 +72,7 @@ def copy_checkpoint(source: str, path: str) -> None:
         if places.is_remote(path):
             places.copy(source, path)
         else:
-            _replace(Path(path), functools.partial(_copy, source))
+            _replace(Path(path).expanduser(), functools.partial(_copy, source))
 
 
 def rehearse(content: Mapping[str, Any], folder: str, *, size: int, owner: object) -> None:
@@ -128,6 +130,7 @@ def _replace(target: Path, write: Callable[[str], Crcs]) -> None:
         target: the path.
         write: writes a file; returns what it has read back.
     """
+    target = _free(target)
     missing = [folder for folder in (target.parent, *target.parent.parents) if not folder.is_dir()]
     if missing:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -139,6 +142,19 @@ def _replace(target: Path, write: Callable[[str], Crcs]) -> None:
         with places.freed_aside(target):
             os.replace(temporary, target)
     _sync_folder(target.parent)
+
+
+def _free(path: Path) -> Path:
+    """Where a file may come to lie; it may take the place of regular files only."""
+    real = Path(os.path.realpath(path))
+    if (path.exists() or os.path.lexists(real)) and not path.is_file():
+        what = "a folder" if path.is_dir() else "no regular file"
+        raise CheckpointError(
+            f"the checkpoint {str(path)!r} was not written: that is {what}, and it stays. Write to another name",
+            code="checkpoint-write",
+        )
+    is_second_name = real.parent == Path(os.path.realpath(path.parent))  # as that of ModelCheckpoint(save_last="link")
+    return path if is_second_name or not path.is_symlink() else real
 
 
 def _make_durable(path: str, known: Crcs) -> None:
@@ -184,9 +200,12 @@ def _partial_name() -> str:
 
 def remove_stale(folder: Path) -> None:
     """Remove temporary files of dead processes, and those of this one that it could not remove before."""
+    entries: list[os.DirEntry[str]] = []
     with suppress(OSError):
-        for entry in os.scandir(folder):
-            match = _PARTIAL.fullmatch(entry.name)
+        entries += os.scandir(folder)
+    for entry in entries:
+        match = _PARTIAL.fullmatch(entry.name)
+        with suppress(OSError):
             if match is not None and not _is_in_use(entry, match["host"], int(match["pid"])):
                 os.unlink(entry.path)
 
@@ -202,7 +221,7 @@ def _is_in_use(entry: os.DirEntry[str], host: str, pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except OSError:
+    except (OSError, OverflowError):
         pass
     return True
 
@@ -232,5 +251,5 @@ def _what_is_left(path: str | os.PathLike[str]) -> str:
     with suppress(OSError):  # which may be what has failed
         beside = [] if places.is_remote(path) else places.newest_first(os.path.dirname(path))
         good = next((name for name in beside if fault_of(name, thorough=False) is None), None)
-        return f". The newest good checkpoint in its folder is {good!r}" if good else ""
+        return f". The newest good checkpoint in its folder was {good!r}" if good else ""
     return ""

@@ -6,17 +6,18 @@ import argparse
 import contextlib
 import importlib
 import os
+import shutil
 import sys
 import traceback
+from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
-
-import torch
 
 from leyden.callbacks.failure_recorder import replay_command
 from leyden.errors import InvalidValueError, LeydenError
 from leyden.module import LightningModule
-from leyden.replaying import replay
+from leyden.rank import rank_zero_info
+from leyden.replaying import read_record, replay
 from leyden.trainer import Trainer
 
 
@@ -43,16 +44,19 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         LeydenError: the file or the module is not what it should be.
     """
+    recorded = read_record(arguments.file, builds=False)["failure"]["module"]  # before any code of the user's runs
     if arguments.module is None:
         raise InvalidValueError(
             f"say which class to build, for a file does not say which code runs. The run was of this: "
-            f"{replay_command(arguments.file, _recorded_class(arguments.file))}",
+            f"{replay_command(arguments.file, recorded)}",
             code="replay-module",
         )
     chosen = {} if arguments.accelerator is None else {"accelerator": arguments.accelerator}
     main = sys.modules["__main__"]
     try:
-        replay(arguments.file, _build(load_class(arguments.module), arguments), **chosen)
+        with _put_back(arguments.file):
+            kind = load_class(arguments.module)
+        replay(arguments.file, _build(kind, arguments), **chosen)
     except LeydenError as error:
         if error.code.startswith(("checkpoint", "replay", "resume")):
             raise
@@ -68,12 +72,18 @@ def run(arguments: argparse.Namespace) -> int:
     return 1
 
 
-def _recorded_class(file: str) -> str:
-    """The class that a record names; objects of the script's own classes in it are not built."""
-    try:
-        return str(torch.load(file, weights_only=True)["failure"]["module"])
-    except Exception:  # what the file is will be told when it is read
-        return "train.py:Model"
+@contextlib.contextmanager
+def _put_back(path: str) -> Iterator[None]:
+    """Write a file again that is deleted inside: scripts begin with an empty folder for their results."""
+    with open(path, "rb") if os.path.isfile(path) else contextlib.nullcontext() as file:
+        try:
+            yield
+        finally:
+            if file is not None and not os.path.exists(path):
+                os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+                with open(path, "wb") as again:
+                    shutil.copyfileobj(file, again)
+                rank_zero_info(f"the script has deleted {path!r}, which is written again")
 
 
 def _build(kind: Any, arguments: argparse.Namespace) -> LightningModule:

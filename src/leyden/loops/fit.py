@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, final
 
@@ -109,7 +110,7 @@ class FitLoop:
         self.clocks = clocks
         self.data = TrainingData(clocks)
         self.phase, self.done, self.ended, self.is_complete, self.steps_before = "between", 0, 0, False, 0
-        self.go_on: Callable[[FitParts], None] | None = None
+        self.go_on: partial[None] | None = None
         self.cadence = ValidationCadence()
         self.ledger = Ledger()
         self._told: set[str] = set()
@@ -178,6 +179,7 @@ class FitLoop:
             if parts.switch is not None:
                 parts.switch("eval")
             self.ledger.total = perf_counter() - started
+        parts.state.deferred = None
         if hooks.on_train_end is not None:
             hooks.on_train_end()
 
