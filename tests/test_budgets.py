@@ -162,14 +162,16 @@ def lines_of_code(path: Path) -> int:
 
 
 def test_files_are_short() -> None:
-    """A file of the library has at most 450 lines; the whole library less than 18,500 lines of code.
+    """A file of the library has at most 450 lines; the whole library less than 22,500 lines of code.
 
     12,000 were enough without checkpoints, profilers, finders, combined loaders, units and signals; 2,000 are for exact
-    state: workers' generators, open windows, the comparison of a file with the run, its contents checked one by one.
+    state: workers' generators, open windows, the comparison of a file with the run, its contents checked one by one;
+    4,000 for what other programs import and call: aliases, the command line, Fabric, Lite, the tuner, plug-ins,
+    Lightning's strategies, accelerators and files.
     """
     lengths = {str(p.relative_to(SOURCE)): len(p.read_text().splitlines()) for p in SOURCE.rglob("*.py")}
     assert {name: length for name, length in lengths.items() if length > 450} == {}
-    assert sum(lines_of_code(path) for path in SOURCE.rglob("*.py")) < 18_500
+    assert sum(lines_of_code(path) for path in SOURCE.rglob("*.py")) < 22_500
 
 
 def test_no_class_has_two_concrete_bases() -> None:

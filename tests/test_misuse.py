@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
 
 from leyden import Joint, LightningModule, MisconfigurationException, Trainer
 from leyden.errors import LeydenError
-from leyden.precision import FullPrecision
+from leyden.precision import Precision
 
 DATA = [(torch.ones(2, 3), torch.ones(2, 1)) for _ in range(4)]
 
@@ -394,7 +394,7 @@ def test_misuse(name: str) -> None:
         ({"limit_train_batches": 1.5}, MisconfigurationException, "trainer-batch-limit"),
         ({"limit_val_batches": -1}, MisconfigurationException, "trainer-batch-limit"),
         ({"devices": 2}, MisconfigurationException, "distribution-not-yet"),
-        ({"strategy": "ddp"}, MisconfigurationException, "distribution-not-yet"),
+        ({"devices": 2, "strategy": "ddp"}, MisconfigurationException, "distribution-not-yet"),
         ({"accelerator": "tpu"}, ValueError, "accelerator"),
         ({"callbacks": [object()]}, TypeError, "trainer-callback"),
         ({"logger": object()}, TypeError, "trainer-logger"),
@@ -422,7 +422,7 @@ def test_misuse(name: str) -> None:
         ({"val_check_interval": "1"}, ValueError, "duration"),
         ({"val_check_interval": 1.5}, ValueError, "val-check-interval"),
         ({"val_check_interval": 0.5, "check_val_every_n_epoch": None}, ValueError, "val-check-interval"),
-        ({"plugins": [FullPrecision(), FullPrecision()]}, ValueError, "precision-twice"),
+        ({"plugins": [Precision(), Precision()]}, ValueError, "precision-twice"),
     ],
 )
 def test_bad_trainer_arguments(arguments: dict[str, Any], error: type[BaseException], code: str) -> None:

@@ -59,7 +59,6 @@ MODULE_CASES: dict[str, tuple[Callable[..., Any], str]] = {
     "training_epoch_end": (lambda self: None, "(self, outputs)"),
     "validation_epoch_end": (lambda self, outputs, more: None, "(self, outputs)"),
     "training_step_end": (lambda self: None, "(self, output)"),
-    "on_epoch_end": (lambda self, epoch: None, "(self)"),
     "validation_step": (lambda self: None, "(self, batch, batch_idx)"),
     "on_validation_batch_end": (lambda self, outputs, batch: None, "(self, outputs, batch, batch_idx)"),
     "on_validation_model_eval": (lambda self, mode: None, "(self)"),
@@ -133,7 +132,6 @@ CALLBACK_CASES: dict[str, tuple[Callable[..., Any], str]] = {
     "on_before_optimizer_step": (lambda self, trainer, pl_module: None, "(self, trainer, pl_module, optimizer)"),
     "on_exception": (lambda self, trainer, pl_module: None, "(self, trainer, pl_module, exception)"),
     "setup": (lambda self, stage: None, "(self, trainer, pl_module, stage)"),
-    "on_epoch_end": (lambda self: None, "(self, trainer, pl_module)"),
     "on_save_checkpoint": (lambda self, checkpoint: None, "(self, trainer, pl_module, checkpoint)"),
 }
 
@@ -147,6 +145,36 @@ def test_a_hook_of_a_callback_that_cannot_be_called(name: str) -> None:
         fit(module, given(1), callbacks=callback_with(**{name: method}))
     assert f"Define {name}{proposed}" in str(caught.value)
     assert module.weights == []
+
+
+#: methods with the names of hooks of 1.x
+FORMER: dict[str, tuple[Callable[..., Any], bool]] = {
+    "as 1.x passed it": (lambda self: self.events.append("epoch"), True),
+    "with a default": (lambda self, outputs=(): self.events.append("epoch"), True),
+    "anything": (lambda self, *args: self.events.append("epoch"), True),
+    "called by the class itself": (lambda self, outputs: self.events.append(outputs), False),
+}
+
+
+@pytest.mark.parametrize("name", FORMER)
+def test_a_method_that_is_a_hook_of_1x_by_name_only(name: str) -> None:
+    """R2, R45: 2.x has no ``on_epoch_end``, so classes for it have methods of that name, which no run calls."""
+    method, is_hook = FORMER[name]
+    module = module_with(on_epoch_end=method)
+    fit(module, given(1))
+    assert module.events == ["epoch"] * is_hook
+    module = module_with(on_epoch_end=method, on_train_epoch_end=lambda self: self.on_epoch_end(*["own"][is_hook:]))
+    fit(module, given(1))
+    assert module.events == (["epoch"] * 2 if is_hook else ["own"])
+
+
+def test_a_callback_with_such_a_method() -> None:
+    """Likewise; one that takes Trainer and module is the hook."""
+    seen: list[Any] = []
+    own = callback_with(on_epoch_end=lambda self, loss: seen.append(loss), on_epoch_start=lambda self: seen.append(0))
+    hooked = callback_with(on_epoch_end=lambda self, trainer, pl_module: seen.append(type(pl_module).__name__))
+    fit(Given(), given(1), callbacks=[own, hooked])
+    assert seen == ["Given"]
 
 
 def test_a_lambda_callback() -> None:

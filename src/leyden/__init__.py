@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from leyden.data.combined import CombinedLoader as CombinedLoader
     from leyden.datamodule import LightningDataModule as LightningDataModule
     from leyden.errors import MisconfigurationException as MisconfigurationException
+    from leyden.fabric import Fabric as Fabric
     from leyden.module import LightningModule as LightningModule
     from leyden.optimization.joint import Joint as Joint
     from leyden.optimization.optimizer import LightningOptimizer as LightningOptimizer
@@ -21,12 +22,14 @@ if TYPE_CHECKING:
     from leyden.replaying import replay as replay
     from leyden.seed import seed_everything as seed_everything
     from leyden.trainer import Trainer as Trainer
+    from leyden.tuner import Tuner as Tuner
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "Callback": "leyden.callback",
     "CombinedLoader": "leyden.data.combined",
+    "Fabric": "leyden.fabric",
     "Joint": "leyden.optimization.joint",
     "LightningDataModule": "leyden.datamodule",
     "LightningModule": "leyden.module",
@@ -34,6 +37,7 @@ _HOMES = {
     "MisconfigurationException": "leyden.errors",
     "Plan": "leyden.optimization.plan",
     "Trainer": "leyden.trainer",
+    "Tuner": "leyden.tuner",
     "replay": "leyden.replaying",
     "verify_resume": "leyden.cli.verify",
     "seed_everything": "leyden.seed",

@@ -7,8 +7,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
-
 from leyden import loops
 from leyden import optimization as lazily
 from leyden.callback import Callback
@@ -143,7 +141,7 @@ def build_engine(
     no_sync = strategy.no_sync if strategy.reduces_gradients else None
     shared: dict[str, Any] = {"clocks": clocks, "state": state, "no_sync": no_sync}
     toggler = Toggler([handle.optimizer for handle in handles])
-    outputs_hook = getattr(module, "training_epoch_end", None)
+    outputs_hook = own_hook(module, "training_epoch_end")
     optimization: AutomaticOptimization | ManualOptimization
     if plan.automatic:
         optimization = AutomaticOptimization(
@@ -248,6 +246,11 @@ def _bind_untoggle(module: LightningModule, turns: Turns) -> Callable[[Any], Any
     return untoggle
 
 
+def own_hook(module: LightningModule, name: str) -> Callable[..., Any] | None:
+    """The user's own hook of a name that leyden's bases have not, or have empty (:mod:`leyden.compat.former_hooks`)."""
+    return getattr(module, name) if overrides(module, name, BASES) else None
+
+
 def _with_step_end(module: LightningModule, name: str) -> Callable[..., Any]:
     """A step method, followed by the module's 1.x ``*_step_end`` where it has one.
 
@@ -269,7 +272,7 @@ def _with_step_end(module: LightningModule, name: str) -> Callable[..., Any]:
 
 def _in_context(precision: Precision, step: Callable[..., Any]) -> Callable[..., Any]:
     """A step method inside of the precision's context; the method itself where that context does nothing."""
-    if precision.precision == "32-true":
+    if type(precision).forward_context is Precision.forward_context:
         return step
 
     def in_context(*args: Any) -> Any:
@@ -328,7 +331,7 @@ def _epoch_outputs(
     optimization: AutomaticOptimization | ManualOptimization,
     num_optimizers: int,
 ) -> EpochOutputs | None:
-    hook = getattr(module, "training_epoch_end", None)
+    hook = own_hook(module, "training_epoch_end")
     if hook is None:
         return None
     indices: Callable[[], Sequence[int]] = lambda: ()  # noqa: E731
@@ -346,10 +349,11 @@ def build_batch_transfer(
     module: LightningModule,
     datamodule: LightningDataModule | None,
     *,
-    device: torch.device,
+    strategy: Strategy,
     precision: Precision,
 ) -> Transfer | None:
     """The way of a batch to the device; a datamodule's overrides go before the module's."""
+    device = strategy.root_device
 
     def override(name: str) -> Callable[..., Any] | None:
         for owner in (datamodule, module):
@@ -357,12 +361,16 @@ def build_batch_transfer(
                 return getattr(owner, name)  # type: ignore[no-any-return]
         return None
 
-    converts = precision.precision in ("16-true", "bf16-true", "64-true")
+    move, after = override("transfer_batch_to_device"), override("on_after_batch_transfer")
+    if overrides(strategy, "batch_to_device", (Strategy,)):
+        strategy.transfer = build_transfer(device, move=move, after=after)
+        move, after = strategy.batch_to_device, None
+    converts = type(precision).convert_input is not Precision.convert_input
     return build_transfer(
         device,
         before=override("on_before_batch_transfer"),
-        move=override("transfer_batch_to_device"),
-        after=override("on_after_batch_transfer"),
+        move=move,
+        after=after,
         convert=precision.convert_input if converts else None,
     )
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import os
 from collections.abc import Iterable, Mapping
-from typing import Any, BinaryIO, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
@@ -14,7 +15,11 @@ from leyden import checkpoint, errors
 from leyden.hparams import HyperparametersMixin, class_only
 from leyden.tree import move_to_device
 
+if TYPE_CHECKING:
+    from argparse import ArgumentParser, Namespace
+
 D = TypeVar("D", bound="LightningDataModule")
+_FORMER = ("train_transforms", "val_transforms", "test_transforms", "dims")
 
 
 class LightningDataModule(HyperparametersMixin):
@@ -42,8 +47,9 @@ class LightningDataModule(HyperparametersMixin):
     """Whether a rank may have no batch at all where there are several."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        # Subclasses written for 1.x hand up arguments that no longer mean anything (train_transforms, dims).
         super().__init__()
+        vars(self).update(zip(_FORMER, args, strict=False))  # what subclasses written for 1.x hand up; it means nothing
+        vars(self).update((name, kwargs[name]) for name in _FORMER if name in kwargs)
 
     @classmethod
     def from_datasets(
@@ -102,7 +108,7 @@ class LightningDataModule(HyperparametersMixin):
             checkpoint_path: a file, an open one, or a URL.
             map_location: where tensors in its state go; None means the device that they were on, if it is here.
             hparams_file: a YAML file with hyper-parameters to use in place of the checkpoint's.
-            weights_only: None and True read the file as plain data; False trusts it, as in Lightning.
+            weights_only: None and True read the file as plain data; False trusts it.
             trust: True lets code in the file run, if plain data is not all that it holds.
             **kwargs: arguments of ``__init__``, in place of those that were saved.
 
@@ -163,6 +169,20 @@ class LightningDataModule(HyperparametersMixin):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over what ``state_dict`` returned when the checkpoint was written."""
+
+    # -- command lines of Lightning 1.x --------------------------------------------------------------------------------
+
+    @classmethod
+    def add_argparse_args(cls, parent_parser: ArgumentParser, **kwargs: Any) -> ArgumentParser:
+        """Add the arguments of the class's ``__init__`` to a parser of ``argparse``, as Lightning 1.x did."""
+        command_line: Any = importlib.import_module("leyden.argparsing")
+        return command_line.add_arguments(cls, parent_parser, former={}, **kwargs)  # type: ignore[no-any-return]
+
+    @classmethod
+    def from_argparse_args(cls: type[D], args: Namespace | ArgumentParser, **kwargs: Any) -> D:
+        """Build a datamodule from parsed arguments; ``kwargs`` take their place, others than its own are left out."""
+        command_line: Any = importlib.import_module("leyden.argparsing")
+        return command_line.from_arguments(cls, args, former={}, **kwargs)  # type: ignore[no-any-return]
 
     def _not_defined(self, method: str) -> errors.MisconfigurationException:
         return errors.MisconfigurationException(

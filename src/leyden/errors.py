@@ -11,6 +11,7 @@
      |    |    +-- InvalidTypeError             ... also a TypeError
      |    |    +-- MissingKeyError              ... also a KeyError
      |    |    +-- OrderError                   ... also a RuntimeError: right call, wrong moment
+     |    |         +-- NotRunningError         ... also an AttributeError: what is there only while a loop runs
      |    +-- MissingExtraError                 ... also an ImportError: names the `pip install` line
      |    +-- CheckpointError                   ... also a RuntimeError: a file that cannot be written, read or used
      |         +-- CheckpointNotFoundError      ... also a FileNotFoundError
@@ -26,7 +27,12 @@ silence a warning by them, quote them in a bug report.
 
 from __future__ import annotations
 
+import sys
 import warnings
+from typing import Final
+
+#: Packages whose lines are not what a warning is about, whoever has called them.
+_NOT_THE_USERS: Final = frozenset({"leyden", "torch", "contextlib", "functools", "importlib"})
 
 
 class LeydenError(Exception):
@@ -78,6 +84,10 @@ class OrderError(MisconfigurationException, RuntimeError):
     """The right call at a moment when it cannot work."""
 
 
+class NotRunningError(OrderError, AttributeError):
+    """An attribute that is there only while a loop runs; ``hasattr`` tells whether."""
+
+
 class MissingExtraError(LeydenError, ImportError):
     """An optional dependency that is not installed.
 
@@ -117,13 +127,17 @@ class LeydenWarning(UserWarning):
     """Advice about a run that goes on; the text ends with its code in brackets."""
 
 
-def warn(message: str, *, code: str, category: type[Warning] = LeydenWarning, stacklevel: int = 3) -> None:
-    r"""Emit ``message`` with its code.
+def warn(message: str, *, code: str, category: type[Warning] = LeydenWarning) -> None:
+    r"""Emit ``message`` with its code, at the line of the user's code that has led to it.
 
     Args:
         message: what was found and what to do.
         code: stable identifier; silence it with ``warnings.filterwarnings("ignore", message=r".*\[code\]")``.
         category: class of the warning; ``RuntimeWarning`` and others where Lightning's users filter by them.
-        stacklevel: frames up to the caller whose line is shown.
     """
-    warnings.warn(f"{message} [{code}]", category, stacklevel=stacklevel)
+    frame = sys._getframe(1)
+    while frame.f_back is not None and str(frame.f_globals.get("__name__")).partition(".")[0] in _NOT_THE_USERS:
+        frame = frame.f_back
+    names, file = frame.f_globals, frame.f_code.co_filename
+    registry = names.setdefault("__warningregistry__", {})
+    warnings.warn_explicit(f"{message} [{code}]", category, file, frame.f_lineno, names.get("__name__"), registry)

@@ -9,9 +9,9 @@ from typing import Any, Final
 
 import torch
 
-from leyden import checkpoint, data, results  # what copies ahead, or prints, is imported where it is wanted
+from leyden import checkpoint, data  # what copies ahead is imported where it is wanted
 from leyden import hooks as checks
-from leyden.assembly import BASES, build_evaluation_step, build_modes
+from leyden.assembly import BASES, build_evaluation_step, build_modes, own_hook
 from leyden.data.combined import given_by_user
 from leyden.data.loaders import Copier
 from leyden.data.sources import DataLimits, is_empty, load_evaluation
@@ -21,6 +21,7 @@ from leyden.loops.evaluate import EvaluationParts
 from leyden.results.collect import Results
 from leyden.results.entry import metric_objects
 from leyden.runs import Runs
+from leyden.strategies import Strategy
 
 #: What waiting for a batch is called in a profile.
 _NEXT: Final = {
@@ -54,7 +55,7 @@ class Evaluations(Runs):
         with self._context():
             values = loop.run(self._evaluation_parts(name, loaders, counts, hooks, in_fit=False))
         if verbose and self.is_global_zero and any(values):
-            print(results.results_table(values, stage))
+            loop.show(values, stage)
         return values
 
     def _predict(self, hooks: Hooks, *, given: Any, keeps: bool) -> list[Any] | None:
@@ -79,7 +80,7 @@ class Evaluations(Runs):
         if name != "predict":
             metrics = functools.partial(metric_objects, module)
             results = Results(training=False, several_loaders=several, views=self._views, metrics=metrics)
-        epoch_end, profile = getattr(module, f"{name}_epoch_end", None), self._profile
+        epoch_end, profile = own_hook(module, f"{name}_epoch_end"), self._profile
         if epoch_end is not None:
             epoch_end = Hook(f"{name}_epoch_end", state, module=profile(module, f"{name}_epoch_end", epoch_end))
         step = build_evaluation_step(module, f"{name}_step", precision=self._precision, several_loaders=several)
@@ -124,7 +125,8 @@ class Evaluations(Runs):
         """What copies batches to the device ahead of time; the user's own hooks see each batch first, so not then."""
         device, owners = self.strategy.root_device, (self.datamodule, self._module)
         hooks = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
-        if device.type != "cuda" or any(overrides(owner, name, BASES) for owner in owners for name in hooks):
+        own = overrides(self.strategy, "batch_to_device", (Strategy,))
+        if device.type != "cuda" or own or any(overrides(owner, name, BASES) for owner in owners for name in hooks):
             return None
         copier = data.build_copier(device)
         if self._profile is not unprofiled:

@@ -52,17 +52,17 @@ class Fits(Evaluations):
     _val_data: tuple[list[Any], list[int | float]] | None = None
     _val_given: Any = None
 
-    def _fit(self, hooks: Hooks, *, train: Any, val: Any) -> None:
+    def _fit(self, hooks: Hooks, *, train: Any, val: Any, instead: Callable[[], None] | None = None) -> None:
         module, loop, state = self._module, self.fit_loop, self._state
         assert module is not None
-        if loop.limits.is_default:
+        if loop.limits.is_default and instead is None:
             warn(
-                f"no maximum was given; the fit ends after {loop.max_epochs} epochs. Pass max_epochs=-1 to train "
-                "without an end",
+                f"no maximum was given; the fit ends after {loop.max_epochs} epochs. max_epochs=-1 trains without end",
                 code="trainer-max-epochs",
             )
         self._load_val = functools.partial(self._load_evaluation, "val", val, in_fit=True)
         self._val_data, self._val_given, self.validate_loop.loaded_in = None, val, None
+        loop.validation, self.validate_loop.is_defined = self.validate_loop, self._has_validation_data
         if self._validates():
             checks.check_step(module, "validation_step", bases=BASES)
         loop.data.connect(
@@ -76,6 +76,8 @@ class Fits(Evaluations):
         if self._resumption is not None and self._resumption.report.errors:
             self._restore_training()  # which tells the rest as well
         state.results = Results(training=True, views=self._views, metrics=functools.partial(metric_objects, module))
+        if instead is not None:
+            return instead()
         hooks.call("on_fit_start")
         if self._bound != self.callbacks:  # a callback has brought others along
             self._check_hooks("fit", module, self.datamodule)
@@ -89,7 +91,7 @@ class Fits(Evaluations):
         if not in_epoch:
             self._sanity_check(hooks)
         reason = loop.limits.all_reached(self.clocks)
-        if reason is not None and self.clocks.micro_batches and not in_epoch:
+        if reason is not None and self.clocks.updates and not in_epoch:
             warn(f"this fit has nothing left to do: {reason}", code="fit-nothing-to-do")
         if (in_epoch or not loop.is_over(state)) and self._has_training_batches():
             for schedule in self.schedules.values():
@@ -349,10 +351,9 @@ class Fits(Evaluations):
         self.fit_loop.go_on = None
         self.clocks.stop()
         engine, self._engine = self._engine, None
-        if engine is not None and engine.release():
+        if engine is not None and engine.release() and self._state.status == "finished":
             warn(
-                "toggle_optimizer was called without untoggle_optimizer; what it froze was given back now, at the end "
-                "of the fit. Use `with optimizer.toggle_model():`, which cannot forget",
+                "toggle_optimizer without untoggle_optimizer; it is undone now. Write `with optimizer.toggle_model():`",
                 code="toggle-left-on",
             )
 
@@ -422,16 +423,16 @@ class Fits(Evaluations):
 
     def _validation_data(self) -> tuple[list[Any], list[int | float]]:
         """The validation loaders, asked for once, or again as ``reload_dataloaders_every_n_epochs`` says."""
-        every = self.reload_dataloaders_every_n_epochs
-        loaded_in, epoch = self.validate_loop.loaded_in, self.clocks.epoch
-        if loaded_in is None or (every and epoch - loaded_in >= every):
-            self.validate_loop.own, self.validate_loop.loaded_in, self._val_data = None, epoch, None
+        every, loaded_in = self.reload_dataloaders_every_n_epochs, self.validate_loop.loaded_in
+        if loaded_in is None or (every and self.clocks.epoch - loaded_in >= every):
+            self.validate_loop.own, self.validate_loop.loaded_in, self._val_data = None, self.clocks.epoch, None
         if self._val_data is None:
             self._val_data = self._load_val()
         return self._val_data
 
     def _load_training(self, given: Any) -> tuple[Any, int | float]:
-        limits = DataLimits(self.limit_train_batches, self.overfit_batches, "limit_train_batches")
+        mode = self._former.get("multiple_trainloader_mode", "max_size_cycle")
+        limits = DataLimits(self.limit_train_batches, self.overfit_batches, mode=mode)
         loader, num_batches = load_training(functools.partial(self._ask_for, "train", given), limits)
         self.fit_loop.cadence = self._build_cadence(num_batches)
         return loader, num_batches

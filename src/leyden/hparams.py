@@ -8,7 +8,9 @@ import functools
 import inspect
 import sys
 from argparse import Namespace
-from collections.abc import Iterable, Mapping, MutableMapping
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from types import FrameType
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -72,6 +74,20 @@ class AttributeDict(dict[str, Any]):
         return "\n".join(f"{label:<{width}} {labels[label]}" for label in sorted(labels))
 
 
+#: A class that a configuration is building, and its arguments as plain data.
+_given: ContextVar[tuple[type, Mapping[str, Any]] | None] = ContextVar("given", default=None)
+
+
+@contextmanager
+def given_hyperparameters(owner: type, values: Mapping[str, Any]) -> Iterator[None]:
+    """Let an ``owner`` that is built within save ``values``, where its arguments may be objects that they describe."""
+    token = _given.set((owner, values))
+    try:
+        yield
+    finally:
+        _given.reset(token)
+
+
 class HyperparametersMixin:
     """Gives a class ``save_hyperparameters`` and ``hparams``.
 
@@ -126,7 +142,9 @@ class HyperparametersMixin:
         vars(self)["_log_hyperparams"] = logger
         if len(args) == 1 and _is_nothing(args[0]):
             return
-        arguments = _init_arguments(self, frame or sys._getframe(1))
+        owner, given = _given.get() or (None, {})
+        is_given = type(self) is owner and all(isinstance(name, str) for name in args)
+        arguments = dict(given) if is_given else _init_arguments(self, frame or sys._getframe(1))
         ignored = {ignore} if isinstance(ignore, str) else set(ignore or ())
         kept = {name: value for name, value in (arguments or {}).items() if name not in ignored}
         if arguments is None and not args:
@@ -134,7 +152,6 @@ class HyperparametersMixin:
                 "save_hyperparameters() found no __init__ of this object among its callers, so there is "
                 "nothing to save: call it in __init__, or pass a dict",
                 code="hparams-outside-init",
-                stacklevel=3,
             )
         values, name = _select(args, kept)
         self._keep(values, name, ignored)
@@ -176,7 +193,6 @@ class HyperparametersMixin:
                 f"the hyper-parameters {names} are modules, whose weights checkpoints hold already: leave "
                 f"them out with save_hyperparameters(ignore=[{names}])",
                 code="hparams-module",
-                stacklevel=4,
             )
 
 

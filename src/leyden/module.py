@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
@@ -63,7 +64,7 @@ class LightningModule(ModuleHooks):
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_trainer": None}
+        return {**self.__dict__, "_trainer": None, "_fabric": None}
 
     # -- what the run is ------------------------------------------------------------------------------------------
 
@@ -87,7 +88,7 @@ class LightningModule(ModuleHooks):
     def trainer(self, trainer: Trainer | None) -> None:
         for module in self.modules():
             if isinstance(module, LightningModule):
-                module.__dict__["_trainer"] = trainer
+                module.__dict__.update(_trainer=trainer, _fabric=None)
 
     @property
     def device(self) -> torch.device:
@@ -103,6 +104,16 @@ class LightningModule(ModuleHooks):
     def on_gpu(self) -> bool:
         """Whether the module is on a CUDA device."""
         return self.device.type == "cuda"
+
+    @property
+    def use_amp(self) -> bool:
+        """Whether the steps run under autocast; what the module has set itself, if it has."""
+        precision = getattr(self._runner(), "_precision", None)
+        return bool(self.__dict__.get("use_amp", precision is not None and precision.autocasts))
+
+    @use_amp.setter
+    def use_amp(self, value: bool) -> None:
+        self.__dict__["use_amp"] = value
 
     @property
     def current_epoch(self) -> int:
@@ -131,14 +142,16 @@ class LightningModule(ModuleHooks):
     @property
     def logger(self) -> Any:
         """The first logger, or None."""
-        trainer = self.__dict__.get("_trainer")
-        return trainer.logger if trainer is not None else None
+        return getattr(self._runner(), "logger", None)
 
     @property
     def loggers(self) -> list[Any]:
         """All loggers."""
-        trainer = self.__dict__.get("_trainer")
-        return trainer.loggers if trainer is not None else []
+        return getattr(self._runner(), "loggers", [])
+
+    def _runner(self) -> Any:
+        """The Trainer or the Fabric that this module is in, or None."""
+        return self.__dict__.get("_trainer") or self.__dict__.get("_fabric")
 
     # -- logging --------------------------------------------------------------------------------------------------
 
@@ -157,7 +170,9 @@ class LightningModule(ModuleHooks):
         Raises:
             MisconfigurationException: outside of a hook, or with options that contradict each other.
         """
-        trainer = self.__dict__.get("_trainer")
+        trainer, fabric = self.__dict__.get("_trainer"), self.__dict__.get("_fabric")
+        if fabric is not None:
+            return fabric.log(name, value)  # type: ignore[no-any-return]
         if trainer is None:
             warn(
                 f"self.log({name!r}, ...) has no effect: the module is not attached to a Trainer",
@@ -192,12 +207,7 @@ class LightningModule(ModuleHooks):
 
     def print(self, *args: Any, **kwargs: Any) -> None:
         """Print on the first process, without tearing the progress bar."""
-        trainer = self.__dict__.get("_trainer")
-        bar = trainer.progress_bar_callback if trainer is not None else None
-        if bar is not None and hasattr(bar, "print") and bar.is_enabled:
-            bar.print(*args, **kwargs)
-        elif trainer is None or trainer.is_global_zero:
-            print(*args, **kwargs)
+        getattr(self._runner(), "print", print)(*args, **kwargs)
 
     def all_gather(self, data: Any, group: Any = None, sync_grads: bool = False) -> Any:
         """Tensors of all processes, stacked along a new first dimension where there are several."""
@@ -232,7 +242,7 @@ class LightningModule(ModuleHooks):
         Raises:
             MisconfigurationException: in automatic optimization, where leyden runs backward.
         """
-        self._manual("manual_backward").backward(loss, *args, **kwargs)
+        (self.__dict__.get("_fabric") or self._manual("manual_backward")).backward(loss, *args, **kwargs)
 
     def accumulate(
         self, optimizer: Any, batches: int, weight: float | Tensor | None = None
@@ -396,17 +406,11 @@ class LightningModule(ModuleHooks):
         """Step a scheduler, with ``metric`` if it wants one. 1.x passes the optimizer's index before the metric."""
         default_lr_scheduler_step(scheduler, args[-1] if args else kwargs.get("metric"))
 
-    # -- weights --------------------------------------------------------------------------------------------------
 
-    def freeze(self) -> None:
-        """Stop all parameters from being trained, and switch to evaluation."""
-        self.requires_grad_(False)
-        self.eval()
-
-    def unfreeze(self) -> None:
-        """Let all parameters be trained, and switch to training."""
-        self.requires_grad_(True)
-        self.train()
+#: Properties that torch's compiler leaves alone, also where a subclass has one in an attribute's place.
+LightningModule.__jit_unused_properties__ = [
+    name for name in dir(LightningModule) if not callable(inspect.getattr_static(LightningModule, name))
+]
 
 
 def _place(state: RunState) -> str:

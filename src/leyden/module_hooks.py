@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import os
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO, ClassVar, TypeVar
 
 import torch
 from torch import nn
@@ -19,6 +20,9 @@ M = TypeVar("M", bound="ModuleHooks")
 
 class ModuleHooks(HyperparametersMixin, nn.Module):
     """Everything that a run calls on the user's module. ``LightningModule`` adds what the module may call."""
+
+    #: What torch's compiler leaves out of a script module.
+    __jit_ignored_attributes__: ClassVar[list[str]] = ["_trainer", "_fabric", "_probe", "example_input_array"]
 
     # -- steps ----------------------------------------------------------------------------------------------------
 
@@ -250,7 +254,7 @@ class ModuleHooks(HyperparametersMixin, nn.Module):
             map_location: where the module goes; None means the device that its weights were on, if it is here.
             hparams_file: a YAML file with hyper-parameters to use in place of the checkpoint's.
             strict: whether weights must have the module's names, all of them; None asks ``strict_loading``.
-            weights_only: None and True read the file as plain data; False trusts it, as in Lightning.
+            weights_only: None and True read the file as plain data; False trusts it.
             trust: True lets code in the file run, if plain data is not all that it holds.
             **kwargs: arguments of ``__init__``, in place of those that were saved.
 
@@ -266,6 +270,47 @@ class ModuleHooks(HyperparametersMixin, nn.Module):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """After a checkpoint was read, before anything is restored from it."""
+
+    # -- exports --------------------------------------------------------------------------------------------------
+
+    def freeze(self: M) -> M:
+        """Stop all parameters from being trained, and switch to evaluation."""
+        return self.requires_grad_(False).eval()
+
+    def unfreeze(self: M) -> M:
+        """Let all parameters be trained, and switch to training."""
+        return self.requires_grad_(True).train()
+
+    def to_torchscript(
+        self, file_path: Any = None, method: str = "script", example_inputs: Any = None, **kwargs: Any
+    ) -> Any:
+        """Compile ``forward`` for programs without Python, in evaluation mode; this module stays as it is.
+
+        Args:
+            file_path: where to save it, a path or an open file; None saves nothing.
+            method: "script" compiles the code, "trace" records what it does with ``example_inputs``.
+            example_inputs: an input of ``forward``, a tuple or a dict of several; None: ``example_input_array``.
+            **kwargs: passed on to ``torch.jit.script`` or ``torch.jit.trace``.
+
+        Returns:
+            The script module.
+        """
+        export: Any = importlib.import_module("leyden.exporting").to_torchscript
+        return export(self, file_path, method, example_inputs, kwargs)
+
+    def to_onnx(self, file_path: Any = None, input_sample: Any = None, **kwargs: Any) -> Any:
+        """Write ``forward`` as ONNX, in evaluation mode; this module stays as it is.
+
+        Args:
+            file_path: where to; None only returns the program.
+            input_sample: an input of ``forward``, a tuple or a dict of several; None: ``example_input_array``.
+            **kwargs: passed on to ``torch.onnx.export``, such as ``input_names`` or ``dynamo=False``.
+
+        Returns:
+            What ``torch.onnx.export`` returns.
+        """
+        export: Any = importlib.import_module("leyden.exporting").to_onnx
+        return export(self, file_path, input_sample, kwargs)
 
 
 def _not_overridden(owner: Any, name: str) -> MisconfigurationException:

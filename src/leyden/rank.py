@@ -89,22 +89,22 @@ class RankZeroOnly:
 rank_zero_only = RankZeroOnly(rank_from_environment())
 
 
-def rank_zero_info(message: object, *args: Any, stacklevel: int = 2, **kwargs: Any) -> None:
+def rank_zero_info(message: object, *args: Any, stacklevel: int = 4, **kwargs: Any) -> None:
     """``logging.info`` on the logger ``leyden``, in rank 0 only."""
     if rank_zero_only.rank == 0:
-        log.info(message, *args, stacklevel=stacklevel, **kwargs)
+        log.info(message, *args, stacklevel=stacklevel - 2, **kwargs)
 
 
-def rank_zero_debug(message: object, *args: Any, stacklevel: int = 2, **kwargs: Any) -> None:
+def rank_zero_debug(message: object, *args: Any, stacklevel: int = 4, **kwargs: Any) -> None:
     """``logging.debug`` on the logger ``leyden``, in rank 0 only."""
     if rank_zero_only.rank == 0:
-        log.debug(message, *args, stacklevel=stacklevel, **kwargs)
+        log.debug(message, *args, stacklevel=stacklevel - 2, **kwargs)
 
 
 def rank_zero_warn(
     message: str,
     category: type[Warning] = errors.LeydenWarning,
-    stacklevel: int = 2,
+    stacklevel: int = 4,
     *,
     code: str | None = None,
 ) -> None:
@@ -113,12 +113,12 @@ def rank_zero_warn(
     Args:
         message: what was found and what to do.
         category: class of the warning.
-        stacklevel: frames up to the line that is shown; 2 is the caller of this function.
+        stacklevel: of users' own warnings the line that is shown, in Lightning's counting: 4 is this function's caller.
         code: leyden's stable identifier, printed behind the message; None for users' own warnings.
     """
     if rank_zero_only.rank != 0:
         return
     if code is None:
-        warnings.warn(message, category, stacklevel=stacklevel)
+        warnings.warn(message, category, stacklevel=stacklevel - 2)
     else:
-        errors.warn(message, code=code, category=category, stacklevel=stacklevel + 1)
+        errors.warn(message, code=code, category=category)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import math
 import os
@@ -19,6 +20,7 @@ from leyden.errors import InvalidTypeError, InvalidValueError, MisconfigurationE
 from leyden.loops.cadence import Limits, ValidationCadence
 from leyden.precision import Precision, build_precision
 from leyden.rank import rank_zero_info
+from leyden.strategies.uncalled import refuse_uncalled
 from leyden.units import Duration, Every, parse_duration
 
 if TYPE_CHECKING:
@@ -62,6 +64,9 @@ def resolve_settings(given: Mapping[str, Any]) -> dict[str, Any]:
         InvalidValueError: arguments that ask for what ``barebones`` switches off, all of them (``barebones``).
     """
     settings = dict(given)
+    if given["former"]:
+        settings["former"] = importlib.import_module("leyden.former").translate(given["former"], given)
+        settings.update({name: value for name, value in settings["former"].items() if name in given})
     batches = settings["fast_dev_run"] = resolve_fast_dev_run(given["fast_dev_run"])
     settings["track_grad_norm"] = resolve_grad_norm(given["track_grad_norm"])
     if given["barebones"]:
@@ -71,6 +76,8 @@ def resolve_settings(given: Mapping[str, Any]) -> dict[str, Any]:
         rank_zero_info("fast_dev_run: one epoch of %d batches at most, without checkpoints and loggers", batches)
         logger = back_ends.DummyLogger() if wanted("logger", given["logger"]) else False
         settings.update(FAST_DEV_RUN, **dict.fromkeys(BATCH_LIMITS, batches), logger=logger)
+    if settings["val_check_interval"] == 0 and 0 in (settings["max_steps"], settings["max_epochs"]):
+        settings["val_check_interval"] = None  # programs compute it from the length of a fit, and this one has none
     return settings
 
 
@@ -308,21 +315,16 @@ def resolve_recorder(record_failures: Any) -> Callback | None:
     return parts.FailureRecorder(None if record_failures is True else record_failures)
 
 
-def resolve_precision(name: Any, plugins: Any, *, device_type: str) -> Precision:
-    """The precision that ``precision=`` or a plugin names."""
-    given = _as_list(plugins)
-    chosen = [plugin for plugin in given if isinstance(plugin, Precision)]
-    others = [type(plugin).__name__ for plugin in given if not isinstance(plugin, Precision)]
-    if others:
-        raise InvalidTypeError(
-            f"Trainer(plugins=...) takes a precision in this version, got {', '.join(others)}", code="trainer-plugins"
-        )
+def resolve_precision(name: Any, chosen: Sequence[Precision], *, device_type: str) -> Precision:
+    """The precision that ``precision=`` names, or a plug-in is."""
     if len(chosen) > 1 or (chosen and name is not None):
         raise InvalidValueError(
             f"several precisions were given: precision={name!r} and the plugins "
             f"{[type(plugin).__name__ for plugin in chosen]}; keep one",
             code="precision-twice",
         )
+    if chosen:
+        refuse_uncalled(chosen[0], "precision")
     return chosen[0] if chosen else build_precision(name, device_type=device_type)
 
 

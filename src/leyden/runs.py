@@ -49,6 +49,7 @@ class Runs(Saves):
     _optimization: Any
     _detect_anomaly: bool
     _autolog_hparams: bool
+    _former: Mapping[str, Any]
     _resumption: checkpoint.Resumption | None = None  # of the checkpoint, until the optimizers are restored from it
     _told_of_log = False
     ckpt_path: str | os.PathLike[str] | None = None
@@ -67,7 +68,7 @@ class Runs(Saves):
         """Folder of the first logger, for what belongs beside its files; ``default_root_dir`` without a logger."""
         if not self.loggers:
             return self.default_root_dir
-        return getattr(self.logger, "log_dir", None) or getattr(self.logger, "save_dir", None)
+        return getattr(self.loggers[0], "log_dir", None) or getattr(self.loggers[0], "save_dir", None)
 
     def _run(self, stage: str, *args: Any) -> Any:
         """Run something, with signals handled meanwhile."""
@@ -105,7 +106,7 @@ class Runs(Saves):
         self._check_hooks(stage, model, datamodule)
         self.interrupted = False
         state.should_stop = False
-        state.stage = "train" if stage == "fit" else stage
+        state.stage, state.run, state.status = "train" if stage == "fit" else stage, stage, "running"
         self._views.clear()
         self._eval_rows.clear()
         status = "failed"
@@ -143,10 +144,12 @@ class Runs(Saves):
 
     def _end(self, stage: str, status: str) -> None:
         """Let go of everything that the run has held."""
+        self._state.status = "interrupted" if status == "failed" else "finished"
         calls: list[tuple[str, Callable[[], Any]]] = [
             ("the profiler", functools.partial(self.profiler.teardown, stage=stage)),
             ("what was logged", self._release),
             ("the checkpoint in the background", self._close_writer),
+            ("the CheckpointIO", self.strategy.close_checkpoints),
         ]
         for logger in self.loggers:
             if hasattr(logger, "finalize"):
@@ -181,6 +184,7 @@ class Runs(Saves):
             is_implicit=stage != "fit" and not source.module_given,
             fast_dev_run=bool(self.fast_dev_run),
             interrupted=self._interrupted_path(),
+            is_own=checkpoint.is_own(self.strategy.storage),
         )
 
     def _restore(self, stage: str, source: Source) -> None:
@@ -189,7 +193,8 @@ class Runs(Saves):
             self.ckpt_path = self._find(stage, source)
         if self.ckpt_path is None:
             return
-        content = checkpoint.read_checkpoint(self.ckpt_path, weights_only=source.weights_only)
+        content = checkpoint.read_with(self.strategy.storage, self.ckpt_path, source.weights_only)
+        content = checkpoint.as_checkpoint(content, str(self.ckpt_path))
         module = self._module
         assert module is not None
         what = "goes on from" if stage == "fit" else "uses the weights of"
@@ -234,7 +239,8 @@ class Runs(Saves):
     def _prepare(self, stage: str, hooks: Hooks, source: Source) -> None:
         module, datamodule, profile = self._module, self.datamodule, self._profile
         assert module is not None
-        if stage == "fit" and slurm_job() is not None and os.path.isfile(self._interrupted_path()):
+        requeued = slurm_job() is not None and not self._is_trial and os.path.isfile(self._interrupted_path())
+        if stage == "fit" and requeued:
             # The job was requeued: the same script goes on from what it saved, by choices that were made already.
             source = source._replace(path="last", resume=None)
             rank_zero_info("this SLURM job was started again: the fit goes on where it was saved")
@@ -249,27 +255,30 @@ class Runs(Saves):
             )
         for logger in self.loggers:
             _ = getattr(logger, "experiment", None)  # made now: a folder that takes no files shows before all work
+        self.strategy.connect(module)
         self.profiler._lightning_module = module
         rank = self.local_rank if self.world_size > 1 else None
         self.profiler.setup(stage=stage, local_rank=rank, log_dir=self.log_dir)
         if datamodule is not None:
             profile(datamodule, "prepare_data", datamodule.prepare_data)()
         profile(module, "prepare_data", module.prepare_data)()
+        hooks.call("on_before_accelerator_backend_setup")
         if datamodule is not None:
             profile(datamodule, "setup", datamodule.setup)(stage=stage)
         hooks.call("setup", stage)
+        hooks.call("on_configure_sharded_model")
         module.configure_sharded_model()
         profile(module, "configure_model", module.configure_model)()
         self._restore(stage, source)
         self._precision.convert_module(module)
         self.strategy.setup_environment()
-        self.strategy.place(module)
+        self.strategy.setup(self)
         self._log_hparams()
 
     def _teardown(self, stage: str, hooks: Hooks) -> None:
         path = self._interrupted_path()
         if stage == "fit" and slurm_job() is not None and self.ckpt_path == path and self.is_global_zero:
-            os.remove(path)  # it has served; another fit of this job must not go on from it
+            self.strategy.remove_checkpoint(path)  # it has served; another fit of this job must not go on from it
         if self.datamodule is not None:
             self.datamodule.teardown(stage=stage)
         hooks.call("teardown", stage)
@@ -303,7 +312,7 @@ class Runs(Saves):
 
     def _attach_module_callbacks(self, module: LightningModule) -> bool:
         """Callbacks of ``configure_callbacks`` take the place of given ones of their class. Whether there are any."""
-        brought = module.configure_callbacks()
+        brought = [] if self._is_trial else module.configure_callbacks()
         brought = list(brought) if isinstance(brought, list | tuple) else [brought]
         classes = {type(callback) for callback in brought}
         if classes:
@@ -341,7 +350,7 @@ class Runs(Saves):
         """Say, once, that nothing is logged."""
         if not self._told_of_log:
             self._told_of_log = True
-            warn("Trainer(barebones=True): self.log has no effect", code="barebones-log", stacklevel=4)
+            warn("Trainer(barebones=True): self.log has no effect", code="barebones-log")
 
     def _context(self) -> AbstractContextManager[Any]:
         return torch.autograd.set_detect_anomaly(True) if self._detect_anomaly else nullcontext()
@@ -366,7 +375,7 @@ class Runs(Saves):
     def _transfer(self) -> Transfer | None:
         assert self._module is not None
         transfer = build_batch_transfer(
-            self._module, self.datamodule, device=self.strategy.root_device, precision=self._precision
+            self._module, self.datamodule, strategy=self.strategy, precision=self._precision
         )
         return transfer and self._profile(self.strategy, "batch_to_device", transfer)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from leyden import checkpoint
 from leyden.assembly import Engine
-from leyden.errors import MisconfigurationException, OrderError
+from leyden.errors import OrderError
 from leyden.loops.fit import FitParts
 from leyden.loops.ledger import Aside
 from leyden.seed import isolate_rng
@@ -55,7 +55,7 @@ class Saves(TrainerProperties):
             filepath: the file, or an address ("s3://bucket/a.ckpt"); missing folders are made. An older file of that
                 name stays until the new one is whole.
             weights_only: whether to leave out optimizers, schedulers and everything else that only ``fit`` needs.
-            storage_options: accepted for plug-ins of other frameworks that pass None.
+            storage_options: for a ``CheckpointIO`` of the user's; leyden's own files take none.
             asynchronous: return when the state is copied in memory, and write it in the background. One file at a
                 time: the next save waits, and so does the end of the run, which raises if it failed.
             then: called when the file is durable; in the background too.
@@ -66,12 +66,13 @@ class Saves(TrainerProperties):
             OrderError: no module was run yet (``save-before-run``).
             CheckpointError: the file cannot be written (``checkpoint-write``), or the state holds what is no data
                 (``checkpoint-object``).
+            MisconfigurationException: what only leyden's own files, or only others, can (``checkpoint-asynchronous``,
+                ``storage-options``).
         """
-        if storage_options is not None:
-            raise MisconfigurationException(
-                "save_checkpoint(storage_options=...) is not available in this version; leave it out", code="not-yet"
-            )
-        how = {"asynchronous": asynchronous, "then": then, "owner": owner}
+        plugin, is_running = self.strategy.storage, self._state.stage is not None
+        checkpoint.check_plugin(plugin, asynchronous=asynchronous, storage_options=storage_options)
+        asynchronous = asynchronous or (is_running and checkpoint.is_asynchronous(plugin))
+        how = {"asynchronous": asynchronous, "then": then, "owner": owner, "storage_options": storage_options}
         save = functools.partial(self._save_now, filepath, bool(weights_only), how)
         waiting = self._state.deferred
         if waiting is not None and self._parts is not None and checkpoint.is_mid_step(self._running()):
@@ -86,7 +87,7 @@ class Saves(TrainerProperties):
             content = self.dump_checkpoint(weights_only)
             try:
                 if self.is_global_zero:
-                    self._writer.write(content, filepath, **how)
+                    self._writer.write(content, filepath, plugin=self.strategy.storage, **how)
                 elif how["then"] is not None:
                     how["then"]()
             finally:
@@ -102,6 +103,8 @@ class Saves(TrainerProperties):
         Raises:
             OrderError: no module was run yet (``save-before-run``).
         """
+        if self._module is None:
+            self._module = self.strategy.model
         module = self._module
         if module is None:
             raise OrderError(
@@ -197,6 +200,7 @@ class Saves(TrainerProperties):
         """Save for a signal; returns the path."""
         path = self._interrupted_path()
         self.save_checkpoint(path)
+        self.wait_for_checkpoint()
         return path
 
 

@@ -45,11 +45,13 @@ _ECHO_S: Final = 1.0
 _INTERACTIVE: Final = ("bash", "interactive")
 
 
-def resolve_signals(value: Any) -> dict[int, str]:
+def resolve_signals(value: Any, environment: Any = None) -> dict[int, str]:
     """Actions by the number of the signal, from ``Trainer(handle_signals=...)``.
 
     Args:
         value: True for all of ``DEFAULT_ACTIONS``, False for none, names of some of them, or names with actions.
+        environment: a plug-in whose ``auto_requeue`` and ``requeue_signal`` say, unless ``value`` does, whether a job
+            is requeued, and by which signal.
 
     Raises:
         InvalidValueError: a signal that does not exist or cannot be handled, or an unknown action
@@ -66,6 +68,10 @@ def resolve_signals(value: Any) -> dict[int, str]:
         wanted = {name: DEFAULT_ACTIONS.get(name, "exit") for name in value}
     else:
         wanted = {str(value): ""}
+    if value is True and hasattr(environment, "auto_requeue"):
+        wanted = {name: "save" if action == "requeue" else action for name, action in wanted.items()}
+        asked = getattr(environment, "requeue_signal", None) or getattr(signal, "SIGUSR1", None)
+        wanted |= {signal.Signals(asked).name: "requeue"} if environment.auto_requeue and asked else {}
     unhandled = ("SIGKILL", "SIGSTOP")
     for name, action in wanted.items():
         if not (isinstance(name, str) and name in signal.Signals.__members__) or name in unhandled:

@@ -6,12 +6,13 @@ import functools
 import os
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from leyden import checkpoint
 from leyden.callback import Callback
 from leyden.datamodule import LightningDataModule
 from leyden.errors import MisconfigurationException
+from leyden.former_trainer import FormerTrainer
 from leyden.hooks.dispatch import RunState
 from leyden.loops.cadence import Limits
 from leyden.loops.evaluate import EvaluationLoop
@@ -42,18 +43,21 @@ from leyden.resolve import (
 from leyden.results.views import Views
 from leyden.runs import Source
 from leyden.signals import Signals, resolve_signals
-from leyden.strategies import Strategy, build_strategy, resolve_device
-from leyden.trials import Trials
+from leyden.strategies import Strategy, build_strategy, resolve_device, resolve_plugins
+
+if TYPE_CHECKING:
+    from leyden.loggers import Logger
+    from leyden.profilers import Profiler
 
 
-class Trainer(Trials):
+class Trainer(FormerTrainer):
     """Runs a ``LightningModule``: training, validation, test, prediction.
 
     Where a length is a number it is counted as the argument's name says. It may be a text on any clock instead: "500
     updates", "2 epochs", "300 steps", "100 batches", "1e6 samples", "30 min"; see :mod:`leyden.units`.
 
     Args:
-        accelerator: "auto", "cpu", "gpu", "cuda" or "mps"; "auto" takes what is there.
+        accelerator: "auto", "cpu", "gpu", "cuda" or "mps"; "auto" takes what is there. Or an ``Accelerator`` object.
         strategy: "auto" or a ``Strategy``.
         devices: "auto", a number, or a list of indices; this version runs on one device.
         num_nodes: number of machines; this version runs on one.
@@ -99,7 +103,9 @@ class Trainer(Trials):
         detect_anomaly: whether autograd looks for the operation that made a nan.
         barebones: nothing but the loop, to measure it: no bar, summary, loggers, checkpoints or sanity check, and
             ``self.log`` does nothing.
-        plugins: a precision, e.g. ``MixedPrecision("16-mixed", "cpu", scaler)``.
+        plugins: a precision, e.g. ``MixedPrecision("16-mixed", "cpu", scaler)``; a ``CheckpointIO``, which then writes,
+            reads and removes the checkpoints; or a list. A cluster environment is accepted; of it counts whether SLURM
+            is to requeue the job, unless ``handle_signals`` says what to do.
         sync_batchnorm: accepted; there is nothing to synchronise on one device.
         reload_dataloaders_every_n_epochs: epochs between two calls of the dataloader hooks; 0 calls them once.
         default_root_dir: folder for what callbacks and loggers write; None means the current one.
@@ -114,6 +120,7 @@ class Trainer(Trials):
             do about each: ``{"SIGTERM": "exit", "SIGUSR1": "save", "SIGUSR2": "requeue"}``.
         record_failures: True, or a folder, adds a ``FailureRecorder``: a training step that fails, or whose loss or
             gradients are not finite, is written to a file, and ``leyden replay FILE`` runs it again.
+        **former: arguments of Lightning 1.x, as ``gpus``; :mod:`leyden.former` has what each means today.
 
     Raises:
         MisconfigurationException: an argument that cannot work, by name.
@@ -130,8 +137,8 @@ class Trainer(Trials):
         strategy: str | Strategy = "auto",
         devices: int | str | Sequence[int] = "auto",
         num_nodes: int = 1,
-        precision: str | int | None = None,
-        logger: Any = None,
+        precision: int | str | None = None,
+        logger: Logger | Sequence[Logger] | bool | None = None,
         callbacks: Callback | Sequence[Callback] | None = None,
         fast_dev_run: int | bool = False,
         max_epochs: int | str | None = None,
@@ -158,7 +165,7 @@ class Trainer(Trials):
         benchmark: bool | None = None,
         inference_mode: bool = True,
         use_distributed_sampler: bool = True,
-        profiler: Any = None,
+        profiler: Profiler | str | None = None,
         detect_anomaly: bool = False,
         barebones: bool = False,
         plugins: Any = None,
@@ -170,18 +177,23 @@ class Trainer(Trials):
         track_grad_norm: float | str | None = None,
         handle_signals: bool | Sequence[str] | Mapping[str, str] = True,
         record_failures: bool | str | os.PathLike[str] = False,
+        **former: Any,
     ) -> None:
         settings = resolve_settings(locals())
         refuse_what_is_not_yet({"model_registry": model_registry})
         self.profiler = resolve_profiler(profiler)
         self._state = RunState()
-        self._signals = Signals(resolve_signals(handle_signals))
+        found = resolve_plugins(plugins, strategy)
+        self._signals = Signals(resolve_signals(handle_signals, found.environment))
         self.gradient_clip_val = gradient_clip_val
         self.gradient_clip_algorithm = gradient_clip_algorithm
-        self.accelerator, self._devices = resolve_device(accelerator, devices)
-        self.strategy = build_strategy(strategy, self._devices, num_nodes=num_nodes)
+        self.accelerator, self._devices = resolve_device(settings["accelerator"], settings["devices"])
+        self.strategy = build_strategy(
+            found.strategy or strategy, self._devices, num_nodes=num_nodes, accelerator=settings["accelerator"]
+        )
+        self.strategy.checkpoint_io = found.checkpoint_io or checkpoint.TorchCheckpointIO()
         self.num_nodes = num_nodes
-        self._precision = resolve_precision(precision, plugins, device_type=self.strategy.root_device.type)
+        self._precision = resolve_precision(precision, found.precisions, device_type=self.strategy.root_device.type)
         set_backends(deterministic, benchmark)
 
         self.barebones = barebones
@@ -195,9 +207,12 @@ class Trainer(Trials):
         self._accumulation = accumulate_grad_batches
         self.accumulate_grad_batches, schedule = resolve_accumulation(accumulate_grad_batches)
         self.loggers = resolve_loggers(settings["logger"], default_root_dir=self.default_root_dir)
-        self.callbacks = resolve_callbacks(callbacks, **{name: settings[name] for name in CALLBACK_DEFAULTS})
+        self.callbacks = resolve_callbacks(
+            settings["callbacks"], **{name: settings[name] for name in CALLBACK_DEFAULTS}
+        )
         added = [callback for callback in (schedule, resolve_recorder(record_failures)) if callback is not None]
         self.callbacks = writers_last([*self.callbacks, *added])
+        self._former = settings["former"]
         self._begin(resolve_limits(settings))
 
     def _set_cadences(self, settings: Mapping[str, Any]) -> None:
@@ -207,8 +222,9 @@ class Trainer(Trials):
         train, val, test, predict = (resolve_batch_limit(name, settings[name]) for name in BATCH_LIMITS)
         self.limit_train_batches, self.limit_val_batches = (overfit, overfit) if overfit else (train, val)
         self.limit_test_batches, self.limit_predict_batches = test, predict
-        self.val_check_interval = settings["val_check_interval"]
-        self.check_val_every_n_epoch = settings["check_val_every_n_epoch"]
+        interval, epochs = settings["val_check_interval"], settings["check_val_every_n_epoch"]
+        self.val_check_interval = 1.0 if interval is None and epochs is not None else interval
+        self.check_val_every_n_epoch = epochs
         self.reload_dataloaders_every_n_epochs = settings["reload_dataloaders_every_n_epochs"]
         sanity, every = settings["num_sanity_val_steps"], settings["log_every_n_steps"]
         self.num_sanity_val_steps = 2 if sanity is None else sanity
@@ -262,7 +278,7 @@ class Trainer(Trials):
             datamodule: may also stand in the place of ``train_dataloaders``.
             ckpt_path: a checkpoint to go on from: a path, a URL, "last" (the newest that the checkpoint callbacks have
                 written) or "best".
-            weights_only: None and True read the file as plain data; False trusts it, as in Lightning.
+            weights_only: None and True read the file as plain data; False trusts it.
             trust: True lets code in the file run, if plain data is not all that it holds.
             resume: what is not taken from that checkpoint, by component, such as ``{"lr": "replace", "schedulers":
                 "reset"}``: :mod:`leyden.checkpoint.choices` has all of them. Everything is compared before anything
@@ -275,14 +291,15 @@ class Trainer(Trials):
         train = train_dataloaders if train_dataloaders is not None else train_dataloader
         train, datamodule = _split(train, datamodule)
         body = functools.partial(self._fit, train=train, val=val_dataloaders)
+        path = self._former.get("ckpt_path") if ckpt_path is None else ckpt_path
         if resume is not None:
             checkpoint.Choices(resume)  # what is no choice at all is refused before anything starts
-            if ckpt_path is None:
+            if path is None:
                 raise MisconfigurationException(
                     "trainer.fit(resume=...) says what is not taken from a checkpoint, and there is no ckpt_path",
                     code="resume-without-file",
                 )
-        source = Source(ckpt_path, checkpoint.as_data(weights_only, trust), resume=resume)
+        source = Source(path, checkpoint.as_data(weights_only, trust), resume=resume)
         self._run("fit", model, datamodule, body, source)
 
     def validate(

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 import signal
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from leyden import callbacks as parts  # each is imported when it is used
+from leyden import precision as precisions
 from leyden.callback import Callback
 from leyden.data.combined import given_by_user
 from leyden.data.sources import capped
@@ -26,14 +29,15 @@ from leyden.optimization.plan import Plan, with_optimizers
 from leyden.precision import Precision
 from leyden.results.views import Views
 from leyden.signals import Signals
-from leyden.strategies import Strategy
+from leyden.strategies.base import Ranks
 from leyden.units import Duration, Every
 
 if TYPE_CHECKING:
     from leyden.callbacks import GradientAccumulationScheduler, ProgressBar
+    from leyden.states import TrainerState
 
 
-class TrainerProperties:
+class TrainerProperties(Ranks):
     """Views over the state of a run. ``Trainer`` adds the arguments and the runs themselves.
 
     Attributes:
@@ -50,7 +54,6 @@ class TrainerProperties:
 
     callbacks: list[Callback]
     loggers: list[Any]
-    strategy: Strategy
     fit_loop: FitLoop
     validate_loop: EvaluationLoop
     test_loop: EvaluationLoop
@@ -93,7 +96,7 @@ class TrainerProperties:
     @property
     def global_step(self) -> int:
         """Optimizer steps attempted so far, over all optimizers; rises right after each step."""
-        return self.clocks.global_step
+        return self.clocks.steps
 
     @property
     def num_updates(self) -> int:
@@ -113,6 +116,12 @@ class TrainerProperties:
     @should_stop.setter
     def should_stop(self, value: bool) -> None:
         self._state.should_stop = value
+
+    @property
+    def state(self) -> TrainerState:
+        """What the Trainer does: ``state.fn`` which run, ``state.stage`` what its loop does, ``state.status``."""
+        now = self._state
+        return importlib.import_module("leyden.states").state_of(now.stage, now.run, now.status)  # type: ignore[no-any-return]
 
     @property
     def training(self) -> bool:
@@ -380,34 +389,27 @@ class TrainerProperties:
         if self._state.results is not None:
             self._state.results.publish()
 
+    # -- what users may call --------------------------------------------------------------------------------------
+
+    def print(self, *args: Any, **kwargs: Any) -> None:
+        """Print on the first process, without tearing the progress bar."""
+        bar = self.progress_bar_callback
+        if bar is not None and bar.is_enabled:
+            bar.print(*args, **kwargs)
+        elif self.is_global_zero:
+            print(*args, **kwargs)
+
+    def init_module(self, empty_init: bool | None = None) -> AbstractContextManager[None]:
+        """Inside of a ``with``, new parameters are made on the run's device, in the type that its precision wants.
+
+        Args:
+            empty_init: True leaves out what ``torch.nn.init`` does, for weights that are loaded next.
+        """
+        return precisions.creating(self._precision, self.strategy.root_device, empty=bool(empty_init))
+
     # -- processes ------------------------------------------------------------------------------------------------
-
-    @property
-    def global_rank(self) -> int:
-        """Rank of this process among all."""
-        return self.strategy.global_rank
-
-    @property
-    def local_rank(self) -> int:
-        """Rank of this process on its machine."""
-        return self.strategy.local_rank
-
-    @property
-    def node_rank(self) -> int:
-        """Rank of this machine."""
-        return self.strategy.node_rank
-
-    @property
-    def world_size(self) -> int:
-        """Number of processes."""
-        return self.strategy.world_size
 
     @property
     def num_devices(self) -> int:
         """Devices of this machine that the run uses."""
         return 1
-
-    @property
-    def is_global_zero(self) -> bool:
-        """Whether this is the first of all processes."""
-        return self.strategy.is_global_zero

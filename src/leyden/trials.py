@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 
+from leyden import profilers
 from leyden.callback import Callback
 from leyden.data.generators import generators_of
 from leyden.data.loaders import parts_of
 from leyden.data.sources import capped
 from leyden.errors import OrderError
 from leyden.fits import Fits
+from leyden.hooks.dispatch import Hooks, RunState
 from leyden.loops.cadence import Limits
 from leyden.loops.evaluate import EvaluationLoop, EvaluationParts
 from leyden.loops.fit import FitLoop
@@ -21,12 +24,15 @@ from leyden.optimization.plan import Plan
 from leyden.optimization.undo import Undo
 from leyden.results.collect import Results
 from leyden.results.views import Views
+from leyden.runs import Source
 from leyden.seed import isolate_rng
 from leyden.units import Duration
 
 #: What a trial has of its own; everything else it shares with the run that it is made in.
 _OWN = ("callbacks", "loggers", "clocks", "fit_loop", "_views", "_plan", "_handles", "_parts", "_is_trial")
 _OWN_STATE = ("hook", "results", "should_stop", "window_size")
+#: What is asked for data, and what the loop is called, by the run that is an evaluation.
+_EVALUATIONS: Final = {"validate": ("val", "validation"), "test": ("test", "test"), "predict": ("predict", "predict")}
 
 
 class Trials(Fits):
@@ -90,6 +96,48 @@ class Trials(Fits):
         name = "val" if evaluation.name == "validation" else evaluation.name
         evaluation.loaders, evaluation.limits = self._load_evaluation(name, self._given[name])
         return list(evaluation.loaders)
+
+    def set_up_for(
+        self, act: Callable[[], Any], stage: str, model: Any, datamodule: Any, *, train: Any, val: Any, given: Any
+    ) -> None:
+        """Set a run up, do something in place of it that makes trials, and take it down.
+
+        None of the Trainer's callbacks, of the module's, of the loggers takes part, nor the profiler. Afterwards the
+        Trainer and all random numbers are as before.
+
+        Args:
+            act: what is done.
+            stage: "fit", "validate", "test" or "predict".
+            model: the module.
+            datamodule: its datamodule, or None.
+            train: training data, or None.
+            val: validation data of a fit, or None.
+            given: data of another run, or None.
+        """
+        own, state = dict(vars(self)), RunState()
+        state.window_size, state.stage = self._state.window_size, self._state.stage  # in a run this is refused
+        if stage == "fit":
+            body: Any = functools.partial(self._fit, train=train, val=val, instead=act)
+        else:
+            body = functools.partial(self._act_at_start, act=act, stage=stage, given=given)
+        with isolate_rng():
+            try:
+                self.callbacks, self.loggers, self.profiler = [], [], profilers.PassThroughProfiler()
+                self._state, self._views, self._eval_rows, self._given = state, Views(), {}, {}
+                self.fit_loop = FitLoop(self.fit_loop.limits, self.clocks)
+                self.validate_loop, self.test_loop, self.predict_loop = (EvaluationLoop() for _ in _EVALUATIONS)
+                self._is_trial = True
+                self._run(stage, model, datamodule, body, Source())
+            finally:
+                vars(self).clear()
+                vars(self).update(own)
+
+    def _act_at_start(self, hooks: Hooks, *, act: Callable[[], Any], stage: str, given: Any) -> None:
+        data, name = _EVALUATIONS[stage]
+        loaders, counts = self._load_evaluation(data, given)
+        loop = {"validate": self.validate_loop, "test": self.test_loop, "predict": self.predict_loop}[stage]
+        loop.parts = self._evaluation_parts(name, loaders, counts, hooks, in_fit=False)
+        act()
 
     def _evaluation(self) -> EvaluationParts | None:
         """The evaluation or prediction in progress that is a run of its own."""

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 _READ: Final[Mapping[str, Callable[[Clocks], float]]] = {
     "epochs": lambda clocks: clocks.epoch + clocks.epoch_ends,
     "updates": lambda clocks: clocks.updates + clocks.window_closes,
-    "steps": lambda clocks: clocks.global_step,
+    "steps": lambda clocks: clocks.steps,
     "batches": lambda clocks: clocks.micro_batches,
     "samples": lambda clocks: clocks.samples,
     "seconds": lambda clocks: clocks.seconds,

@@ -373,6 +373,15 @@ def test_a_monitor_that_never_came(tmp_path: Path) -> None:
     assert written == []
 
 
+@pytest.mark.parametrize("monitor", ["accuracy", "val_loss"])  # "train_loss" is logged, and no misspelling of it
+def test_a_monitor_of_validations_in_a_fit_without_validation(monitor: str, tmp_path: Path) -> None:
+    """The fit goes on, as Lightning's does, and says once that it saves nothing but "last"."""
+    trainer = {"limit_val_batches": 0, "max_epochs": 2}
+    with pytest.warns(UserWarning, match=f"'{monitor}'.*checkpoint-monitor") as caught:
+        _, written, _ = save(tmp_path, monitor=monitor, save_last=True, trainer=trainer)
+    assert len(caught) == 1 and written == ["last.ckpt"] * 2  # after each epoch
+
+
 def test_a_sanity_check_is_no_validation(tmp_path: Path) -> None:
     """What has waited in vain does not take the value of the next fit's sanity check."""
     callback = ModelCheckpoint(tmp_path, monitor="val_loss", every_n_train_steps=2, save_top_k=-1)
@@ -687,14 +696,17 @@ def test_a_name_that_was_not_logged(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_not_empty(tmp_path: Path) -> None:
-    """Said once, and not of one's own files."""
+    """Said once, of checkpoints, and not of one's own."""
     (tmp_path / "notes.txt").touch()
+    run("one", [ModelCheckpoint(tmp_path, filename="gone")], enable_checkpointing=True, max_epochs=1)
+    (tmp_path / "gone.ckpt").unlink()
+    (tmp_path / "old.ckpt").touch()
     callback = ModelCheckpoint(tmp_path)
     with pytest.warns(UserWarning, match=r"is not empty.*gets a version .*checkpoint-folder-not-empty"):
         trainer, module, _ = run("one", [callback], enable_checkpointing=True, max_epochs=1)
     trainer.fit_loop.max_epochs = 2
     trainer.fit(module, [(torch.ones(2, 3), torch.ones(2, 1))] * 6)
-    assert files_in(tmp_path) == ["epoch=1-step=12.ckpt", "notes.txt"]
+    assert files_in(tmp_path) == ["epoch=1-step=12.ckpt", "notes.txt", "old.ckpt"]
 
 
 def test_only_fits_save(tmp_path: Path) -> None:
@@ -764,3 +776,10 @@ def test_an_exception_and_a_full_disk(tmp_path: Path) -> None:
         ),
     ):
         run("one", [callback, Failing(spoil=tmp_path / "run")], enable_checkpointing=True)
+
+
+def test_a_relative_folder_of_a_logger_keeps_the_best_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The files that are kept no longer go there, too."""
+    monkeypatch.chdir(tmp_path)
+    run("one", [ModelCheckpoint()], leyden, max_epochs=3, enable_checkpointing=True, logger=CSVLogger("logs", "run"))
+    assert len(list(tmp_path.glob("logs/run/version_0/checkpoints/*.ckpt"))) == 1

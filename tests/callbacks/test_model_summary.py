@@ -13,7 +13,7 @@ from torch import nn
 
 from leyden import LightningModule
 from leyden.callbacks import ModelSummary, RichModelSummary
-from leyden.callbacks.model_summary import summarize
+from leyden.callbacks.model_summary import Summary, summarize
 from leyden.errors import InvalidValueError, MissingExtraError
 from modes import MODES, build, run
 
@@ -131,3 +131,15 @@ def test_bad_depth(depth: Any) -> None:
         ModelSummary(depth)
     with pytest.raises(InvalidValueError, match="levels of layers"):
         summarize(build("one"), depth)
+
+
+@pytest.mark.parametrize(("mode", "depth"), [("top", 1), ("full", -1)])
+def test_words_of_1x(mode: str, depth: int) -> None:
+    """``ModelSummary(module, mode=...)`` of 1.x, in either place."""
+    module: Any = nn.Sequential(nn.Sequential(nn.Linear(2, 2)))
+    expected = summarize(module, max_depth=depth).layer_names
+    assert expected == (["0"] if mode == "top" else ["0", "0.0"])
+    assert [Summary(module, mode).layer_names, Summary(module, mode=mode).layer_names] == [expected] * 2
+    assert summarize(module, mode=mode).layer_names == expected
+    with pytest.raises(InvalidValueError, match="max_depth='half'"):
+        summarize(module, mode="half")

@@ -59,7 +59,7 @@ def test_what_a_kill_has_left_is_deleted(kind: str, tmp_path: Path, monkeypatch:
     arguments, expected = KINDS[kind]
     real = saving._remove_unless
 
-    def cut(path: str, kept: str) -> None:
+    def cut(path: str, kept: str, strategy: Any) -> None:
         raise PowerCut
 
     monkeypatch.setattr(saving, "_remove_unless", cut)

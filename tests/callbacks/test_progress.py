@@ -19,10 +19,12 @@ from typing import Any
 import pytest
 import torch
 
+from leyden.callback import Callback
 from leyden.callbacks import ProgressBar, TQDMProgressBar
 from leyden.callbacks.progress import tqdm_progress
 from leyden.callbacks.progress.drawing import LateReader, is_interactive, with_digits
 from leyden.errors import InvalidValueError, OrderError
+from leyden.hooks.dispatch import where_raised
 from leyden.loops.cadence import Limits
 
 
@@ -507,13 +509,184 @@ def test_bars_can_be_overridden(monkeypatch: pytest.MonkeyPatch, clock: Clock) -
     assert line.startswith("mine:")
 
 
+class Custom(TQDMProgressBar):
+    """What bars of programs do: they change a bar, count along with it and make others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Any] = []
+
+    def init_sanity_tqdm(self) -> Any:
+        return self.made("sanity", super().init_sanity_tqdm())
+
+    def init_train_tqdm(self) -> Any:
+        return self.made("train", super().init_train_tqdm())
+
+    def init_validation_tqdm(self) -> Any:
+        return self.made("validation", super().init_validation_tqdm())
+
+    def init_test_tqdm(self) -> Any:
+        return self.made("test", super().init_test_tqdm())
+
+    def init_predict_tqdm(self) -> Any:
+        return self.made("predict", super().init_predict_tqdm())
+
+    def made(self, kind: str, bar: Any) -> Any:
+        self.seen.append((kind, bar.total))
+        return bar
+
+
+class Changes(TQDMProgressBar):
+    """It makes none, and reads those of its base."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.seen: list[Any] = []
+
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        super().on_train_epoch_start(trainer, pl_module)
+        self.train_progress_bar.set_description(f"epoch {trainer.current_epoch}")
+        self.train_progress_bar.set_postfix({"a": 1})
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        self.seen.append(("train", int(self.train_progress_bar.n), self.main_progress_bar.total))
+
+    def on_validation_batch_end(self, trainer: Any, pl_module: Any, *values: Any) -> None:
+        super().on_validation_batch_end(trainer, pl_module, *values)
+        self.seen.append(("val", int(self.val_progress_bar.n), self.val_progress_bar.total))
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        super().on_train_epoch_end(trainer, pl_module)
+        self.seen.append(("end", int(self.train_progress_bar.n), self.train_progress_bar.total))
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        super().on_train_end(trainer, pl_module)
+        self.train_progress_bar.close()
+
+
+def run_all(bar: TQDMProgressBar) -> None:
+    trainer = setup(bar, sanity_checking=True)
+    bar.on_validation_start(trainer, MODULE)
+    bar.on_validation_end(trainer, MODULE)
+    bar.on_sanity_check_end(trainer, MODULE)
+    trainer.sanity_checking = False
+    for trainer.current_epoch in range(2):
+        bar.on_train_epoch_start(trainer, MODULE)
+        for batch_idx in range(2):
+            bar.on_train_batch_end(trainer, MODULE, None, None, batch_idx)
+        bar.on_validation_start(trainer, MODULE)
+        bar.on_validation_batch_end(trainer, MODULE, None, None, 0)
+        bar.on_validation_end(trainer, MODULE)
+        bar.on_train_epoch_end(trainer, MODULE)
+    bar.on_train_end(trainer, MODULE)
+    bar.teardown(trainer, MODULE, "fit")
+    for stage in ("test", "predict"):
+        bar.setup(trainer, MODULE, stage)
+        getattr(bar, f"on_{stage}_start")(trainer, MODULE)
+        getattr(bar, f"on_{stage}_end")(trainer, MODULE)
+        bar.teardown(trainer, MODULE, stage)
+
+
+@pytest.mark.parametrize("where", ["terminal", "pipe", "nowhere"])
+def test_bars_of_a_subclass_are_made_wherever_it_runs(
+    where: str, monkeypatch: pytest.MonkeyPatch, clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What a subclass makes is asked for on a terminal, in a file, and on processes that show nothing."""
+    bar = Custom()
+    if where == "nowhere":
+        bar.disable()
+    if where == "terminal":
+        with terminal(monkeypatch):
+            run_all(bar)
+    else:
+        run_all(bar)
+        captured = capsys.readouterr()
+        assert captured.err == "" and captured.out.count("\n") == (4 if where == "pipe" else 0)  # two of them epochs
+        assert "\r" not in captured.out
+    kinds = [("sanity", 3), ("train", 5), ("validation", 3), ("validation", 3), ("test", 3), ("predict", 3)]
+    assert bar.seen == kinds
+
+
+@pytest.mark.parametrize("options", [{}, {"leave": True}, {"refresh_rate": 0}])
+@pytest.mark.parametrize("where", ["terminal", "pipe"])
+def test_bars_that_are_read_are_there(
+    where: str,
+    options: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    clock: Clock,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """They count the batches, however rarely they are drawn; the lines in a file are those of the plain bar."""
+    bar = Changes(**options)
+    if where == "terminal":
+        with terminal(monkeypatch):
+            run_all(bar)
+    else:
+        run_all(bar)
+        out = capsys.readouterr().out
+        assert out.count("Epoch ") == (0 if options == {"refresh_rate": 0} else 2) and "epoch 0" not in out
+    assert bar.seen == [("train", 1, 5), ("train", 2, 5), ("val", 1, 3), ("end", 2, 5)] * 2
+    for name in ("train", "main", "val", "test", "predict"):
+        assert not hasattr(bar, f"{name}_progress_bar")
+
+
+def test_a_bar_of_a_subclass_counts_as_the_subclass_says(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    """One bar for the whole fit, set and moved by hand."""
+
+    class Global(TQDMProgressBar):
+        def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+            self.main_progress_bar = self.init_train_tqdm()
+            self.train_progress_bar.total = 10
+
+        def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+            self.train_progress_bar.set_description("mine")
+
+        def on_train_batch_end(self, *values: Any) -> None:
+            self.train_progress_bar.update(1)
+
+    bar = Global()
+    trainer = setup(bar)
+    bar.on_train_start(trainer, MODULE)
+    train(bar, trainer, 3, epochs=2)
+    assert bar.train_progress_bar.n == 6 and bar.train_progress_bar.total == 10
+
+
+def test_a_plain_bar_makes_none_where_nothing_can_be_drawn(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TQDMProgressBar, "_build", lambda *_, **__: pytest.fail("a bar was made"))
+    run_all(TQDMProgressBar())
+
+
 def test_bars_exist_while_they_are_shown() -> None:
     bar = TQDMProgressBar()
     for name in ("train", "val", "test", "predict"):
         with pytest.raises(OrderError, match=f"no {name} bar"):
             getattr(bar, f"{name}_progress_bar")
+        assert not hasattr(bar, f"{name}_progress_bar")
     with pytest.raises(OrderError, match="not attached to a Trainer"):
         bar.trainer  # noqa: B018
+
+
+def test_an_error_is_told_once_and_no_property_is_asked_again() -> None:
+    """What looks for the hook that an error came out of leaves the properties on its way alone."""
+
+    class Mine(TQDMProgressBar):
+        asked = 0
+
+        @property
+        def trainer(self) -> Any:
+            Mine.asked += 1
+            raise ZeroDivisionError
+
+        def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+            _ = self.trainer.current_epoch
+
+    bar = Mine()
+    try:
+        bar.on_fit_start(None, None)
+    except ZeroDivisionError as error:
+        assert where_raised(error, (Callback,)) == "Mine.on_fit_start"
+    assert Mine.asked == 1
 
 
 @pytest.mark.parametrize("options", [{"refresh_rate": -1}, {"refresh_rate": "1"}, {"process_position": -1}])

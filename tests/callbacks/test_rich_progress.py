@@ -141,3 +141,23 @@ def test_without_rich(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"pip install 'leyden\[rich\]'"):
         RichProgressBar()
+
+
+def test_a_subclass_has_its_bars_where_nothing_can_be_drawn(capsys: pytest.CaptureFixture[str]) -> None:
+    """Hidden ones, with no trace of rich in the file."""
+
+    class Mine(RichProgressBar):
+        def on_train_batch_end(self, *values: Any) -> None:
+            super().on_train_batch_end(*values)
+            self.train_progress_bar.set_description("mine")
+            seen.append(self.train_progress_bar.n)
+
+    seen: list[int] = []
+    run("one", [Mine()], max_epochs=1, enable_progress_bar=True)
+    assert seen == [1, 2, 3, 4, 5, 6]
+    assert re.fullmatch(r"Epoch 0: 6/6 in .*\nThe fit took .*\n", capsys.readouterr().out)
+
+
+def test_the_rate_of_1_5() -> None:
+    assert RichProgressBar(refresh_rate_per_second=0).is_disabled
+    assert RichProgressBar(refresh_rate_per_second=10).is_enabled

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import pytorch_lightning
 import torch
@@ -355,6 +356,42 @@ def test_resumed_anywhere_it_ends_the_same(mode: str, place: str, tmp_path: Path
     resumed = resumption.run(mode, averaging(), seed=2, ckpt_path=path)
     assert resumption.differences(unbroken.state, resumed.state) == []
     assert resumed.trainer.max_epochs == 3 and resumed.module.backbone[1].momentum == 0.1
+
+
+@pytest.mark.parametrize("configuration", CONFIGURATIONS)
+def test_rates_of_their_own(configuration: str) -> None:
+    """1.x's default: from its first epoch on the rates stay, which those have that are given the same numbers."""
+    weights, rates = [], []
+    for swa_lrs in (None, "the same"):
+        if swa_lrs is not None:
+            swa_lrs = [0.1, 0.02] if configuration == "two groups" else rates[0][1][0]
+        watch = Watch()
+        _, module, _ = run(
+            "one",
+            [StochasticWeightAveraging(swa_lrs, 2, annealing_epochs=3), watch],
+            module=configured("one", leyden, configuration, batch_norm=True),
+            max_epochs=4,
+        )
+        weights.append(module.state_dict())
+        rates.append(watch.rates)
+    assert rates[0] == rates[1] and np.allclose(rates[0][1:], rates[0][1], rtol=1e-12)
+    assert_same_state(*weights)
+
+
+class Halves(leyden.Callback):
+    """Changes a rate before the checkpoint, so that it is no longer where the annealing goes."""
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if (trainer.current_epoch, batch_idx) == (1, 1):
+            trainer.optimizers[0].param_groups[0]["lr"] /= 2
+
+
+def test_rates_of_their_own_are_resumed(tmp_path: Path) -> None:
+    path = tmp_path / "a.ckpt"
+    callback = partial(StochasticWeightAveraging, None, 0.4, annealing_epochs=4)
+    unbroken = resumption.run("one", callback(), Halves(), resumption.SaveAt(path, "on_train_batch_end", 1, 3))
+    resumed = resumption.run("one", callback(), seed=2, ckpt_path=path)
+    assert resumption.differences(unbroken.state, resumed.state) == []
 
 
 def test_a_fit_of_others_goes_on_with_an_average(tmp_path: Path) -> None:

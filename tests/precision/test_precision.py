@@ -13,7 +13,7 @@ from torch.optim import LBFGS, SGD, Adam
 
 from given import Given, fit, given, seeded
 from leyden import Joint, LightningModule, MisconfigurationException, Trainer
-from leyden.precision import FullPrecision, HalfPrecision, MixedPrecision
+from leyden.precision import HalfPrecision, MixedPrecision, Precision
 
 HALF = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}
 mixed = pytest.mark.parametrize("precision", list(HALF))
@@ -80,7 +80,7 @@ def test_an_unknown_precision_is_refused(spelling: Any) -> None:
 def test_a_precision_is_given_once() -> None:
     """R116: a plugin and an argument contradict each other."""
     with pytest.raises(MisconfigurationException, match="precision-twice"):
-        Trainer(precision="bf16-mixed", plugins=FullPrecision(), max_epochs=1)
+        Trainer(precision="bf16-mixed", plugins=Precision(), max_epochs=1)
 
 
 @pytest.mark.parametrize("precision", ["32-true", "16", "mixed"])

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from leyden.compat.hardware import CPUAccelerator, CUDAAccelerator
 from leyden.errors import InvalidValueError, MisconfigurationException
 from leyden.strategies import SingleDeviceStrategy, build_strategy, resolve_device
 
@@ -46,6 +47,10 @@ def machine(monkeypatch: pytest.MonkeyPatch, *, cuda: int = 0, mps: bool = False
         (4, False, "gpu", (3,), "cuda:3"),
         (4, False, "gpu", " 3, ", "cuda:3"),
         (2, True, "auto", 1, "cuda:0"),
+        (1, False, CPUAccelerator(), 1, "cpu"),
+        (1, False, CUDAAccelerator(), 1, "cuda:0"),
+        (0, False, "ddp", None, "cpu"),  # 1.x took strategies for accelerators
+        (1, False, "dp", [0], "cuda:0"),
     ],
 )
 def test_one_device(
@@ -156,9 +161,8 @@ class DDPStrategy:
         DDPStrategy(),
     ],
 )
-def test_distributed_strategies_are_not_yet_there(strategy: Any) -> None:
-    with pytest.raises(MisconfigurationException, match=r"(?i)(ddp|fsdp|deepspeed|dp|xla).*\[distribution-not-yet\]"):
-        build_strategy(strategy, CPU)
+def test_distributed_strategies_have_nothing_to_distribute_on_one_device(strategy: Any) -> None:
+    assert type(build_strategy(strategy, CPU)) is SingleDeviceStrategy
 
 
 @pytest.mark.parametrize("strategy", ["fastest", "", 3])

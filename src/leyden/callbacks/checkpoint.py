@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 from torch.nn.parameter import is_lazy
 
 from leyden.callback import Callback
-from leyden.checkpoint import copy_checkpoint, partial_file, rehearse
+from leyden.checkpoint import copy_checkpoint, is_own, partial_file, rehearse
 from leyden.checkpoint.encoding import encode
-from leyden.checkpoint.places import is_remote
 from leyden.errors import LeydenWarning, warn
 from leyden.rank import rank_zero_warn
 from leyden.seed import isolate_rng
@@ -40,10 +39,11 @@ class Checkpoint(Callback):
 
 
 def default_folder(trainer: Trainer) -> str:
-    """The folder of the first logger's run, or the Trainer's, as far as the logger has one."""
-    logger = trainer.logger
+    """The folder of the first logger's run, below the logger's folder unless the Trainer's names one for weights."""
+    logger = next(iter(trainer.loggers), None)
     folder, name, version = (getattr(logger, key, None) for key in ("save_dir", "name", "version"))
-    parts = [folder or trainer.default_root_dir]
+    own = trainer.weights_save_path
+    parts = [folder or own if own == trainer.default_root_dir else own]
     if name is not None:
         parts.append(str(name))
     if version is not None:
@@ -73,14 +73,17 @@ def save_despite(exception: BaseException, callback: Checkpoint, save: Callable[
 def rehearse_fit(callback: Checkpoint, folder: str, trainer: Trainer, *, weights_only: bool = False) -> None:
     """Write hyper-parameters to a folder, where there must be room for a file; see whether callbacks' states are data.
 
-    Of what users write only ``state_dict`` of callbacks is called, which may be at any time. ``on_save_checkpoint`` is
-    for files alone: what it adds shows with the first one.
+    Where a plug-in of the user's writes the files, nothing is done. Of what users write only ``state_dict`` of
+    callbacks is called, which may be at any time. ``on_save_checkpoint`` is for files alone: what it adds shows with
+    the first one.
 
     Raises:
         InvalidValueError: the folder takes no files (``checkpoint-folder``).
         CheckpointError: hyper-parameters or a callback's state that are no data (``checkpoint-object``).
     """
     module = trainer.lightning_module
+    if not is_own(trainer.strategy.storage):
+        return
     assert module is not None
     tensors = [tensor for tensor in (*module.parameters(), *module.buffers()) if not is_lazy(tensor)]
     size = sum(tensor.nbytes for tensor in tensors)
@@ -124,8 +127,8 @@ def link(target: str, name: str) -> None:
 
 
 def warn_of_others(folder: str, save_top_k: int, *, are_versioned: bool) -> None:
-    """Tell what becomes of files that are in a folder already."""
-    if save_top_k != 0 and not is_remote(folder) and os.listdir(folder):
+    """Tell what becomes of checkpoints that are in a folder already."""
+    if save_top_k != 0 and os.path.isdir(folder) and any(name.endswith(".ckpt") for name in os.listdir(folder)):
         rank_zero_warn(
             f"ModelCheckpoint: the folder {folder!r} is not empty; a new file of the same name as one there "
             f"{'gets a version' if are_versioned else 'takes its place'}",

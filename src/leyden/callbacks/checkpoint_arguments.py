@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any, Final, NamedTuple
 
-from leyden.errors import InvalidValueError
+from leyden.errors import InvalidTypeError, InvalidValueError, warn
 from leyden.units import Duration, Every, seconds_of
 
 #: A value in a template of file names: its name, and its format.
@@ -65,6 +67,35 @@ def _spelled_out(every: Every) -> Intervals:
         return Intervals(epochs=int(count))
     steps, time = (int(count) if clock == "steps" else 0), (timedelta(seconds=count) if clock == "seconds" else None)
     return Intervals(steps=steps, time=time, clock=every)
+
+
+def with_former(former: Mapping[str, Any], today: tuple[Any, Any, Any, Any]) -> tuple[Any, Any, Any, Any]:
+    """Today's ``dirpath``, ``filename``, ``save_top_k`` and ``every_n_epochs``, where arguments of 1.x say them.
+
+    Raises:
+        InvalidTypeError: there was never such an argument (``checkpoint-argument``).
+
+    >>> with_former({}, ("folder", None, 1, None))
+    ('folder', None, 1, None)
+    """
+    dirpath, filename, save_top_k, every_n_epochs = today
+    for name, value in former.items():
+        if name == "filepath":
+            is_folder = value is not None and os.path.isdir(value)
+            dirpath, filename = (value, None) if is_folder or value is None else os.path.split(value)
+        elif name == "save_best_only":
+            save_top_k = 1 if value else -1
+        elif name in ("period", "every_n_val_epochs"):
+            every_n_epochs = value
+        elif name != "prefix":
+            raise InvalidTypeError(f"ModelCheckpoint() has no argument {name!r}", code="checkpoint-argument")
+    if former.get("prefix"):
+        filename = f"{former['prefix']}-{filename or '{epoch}-{step}'}"
+    if former:
+        names = f"dirpath={dirpath!r}, filename={filename!r}, save_top_k={save_top_k}, every_n_epochs={every_n_epochs}"
+        text = f"ModelCheckpoint({', '.join(former)}) is of Lightning 1.x; write {names}"
+        warn(text, code="checkpoint-argument-1x")
+    return dirpath or None, filename or None, save_top_k, every_n_epochs
 
 
 def check_arguments(

@@ -191,7 +191,6 @@ class BaseFinetuning(Callback):
                 "Build it without them in configure_optimizers: "
                 f"{type(optimizer).__name__}([p for p in self.parameters() if p.requires_grad], ...)",
                 code="finetuning-owned",
-                stacklevel=3,
             )
         BaseFinetuning.make_trainable(modules)
         rate = optimizer.param_groups[0]["lr"] / initial_denom_lr if lr is None else float(lr)

@@ -12,11 +12,10 @@ import torch
 from torch import Tensor
 
 from leyden.callbacks.checkpoint import Checkpoint, default_folder, position, rehearse_fit, save_despite, warn_of_others
-from leyden.callbacks.checkpoint_arguments import FIELD, check_arguments, resolve_intervals
-from leyden.callbacks.monitored import describe_missing, logged, validation_ends_epochs, validation_follows
+from leyden.callbacks.checkpoint_arguments import FIELD, check_arguments, resolve_intervals, with_former
+from leyden.callbacks.monitored import logged, tell_missing, tell_waited, validation_ends_epochs, validation_follows
 from leyden.callbacks.saving import Saves
 from leyden.checkpoint.places import absolute, exists
-from leyden.errors import MisconfigurationException
 from leyden.loggers.parameters import write_yaml
 from leyden.rank import rank_zero_info, rank_zero_warn
 
@@ -61,6 +60,7 @@ class ModelCheckpoint(Checkpoint):
         on_save_error: what follows if a file cannot be written: the disk is full, or a hook adds what is no data.
             "warn" (default) goes on training and tries again with the next save; the fit fails at its end if the last
             one is not written then either. "raise" ends the fit at once. Older files stay in any case.
+        **former: arguments of 1.x.
 
     Attributes:
         best_model_path: path of the best file, or without ``monitor`` of the last.
@@ -114,31 +114,26 @@ class ModelCheckpoint(Checkpoint):
         every: str | timedelta | Mapping[str, float] | None = None,
         asynchronous: bool = False,
         on_save_error: str = "warn",
+        **former: Any,
     ) -> None:
+        today = with_former(former, (dirpath, filename, save_top_k, every_n_epochs))
+        dirpath, filename, save_top_k, every_n_epochs = today
         check_arguments(
             **{"dirpath": dirpath, "filename": filename, "monitor": monitor, "mode": mode},
             **{"save_last": save_last, "save_top_k": save_top_k, "on_save_error": on_save_error},
         )
-        intervals = resolve_intervals(
-            steps=every_n_train_steps, epochs=every_n_epochs, time=train_time_interval, every=every
-        )
+        given = {"steps": every_n_train_steps, "epochs": every_n_epochs, "time": train_time_interval}
+        intervals = resolve_intervals(**given, every=every)
         self.dirpath = None if dirpath is None else absolute(dirpath)
-        self.filename = filename
-        self.monitor = monitor
-        self.verbose = verbose
-        self.save_last = save_last
-        self.save_top_k = save_top_k
-        self.save_on_exception = save_on_exception
-        self.save_weights_only = save_weights_only
-        self.mode = mode
-        self.auto_insert_metric_name = auto_insert_metric_name
-        self.best_model_path = ""
+        self.filename, self.auto_insert_metric_name = filename, auto_insert_metric_name
+        self.monitor, self.mode, self.verbose = monitor, mode, verbose
+        self.save_last, self.save_top_k = save_last, save_top_k
+        self.save_on_exception, self.save_weights_only = save_on_exception, save_weights_only
+        self.best_model_path = self.kth_best_model_path = self.last_model_path = ""
         self.best_model_score: Tensor | None = None
-        self.best_k_models: dict[str, Tensor] = {}
-        self.kth_best_model_path = ""
-        self.kth_value = torch.tensor(torch.inf if mode == "min" else -torch.inf)
-        self.last_model_path = ""
         self.current_score: Tensor | None = None
+        self.best_k_models: dict[str, Tensor] = {}
+        self.kth_value = torch.tensor(torch.inf if mode == "min" else -torch.inf)
         self._every_n_train_steps, self._every_n_epochs, self._train_time_interval, self._clock = intervals
         self._asked = save_on_train_epoch_end
         self._counts_versions = enable_version_counter
@@ -172,8 +167,8 @@ class ModelCheckpoint(Checkpoint):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Find the folder."""
         self._active = stage == "fit" and not trainer.fast_dev_run
-        if self.dirpath is None:
-            self.dirpath = trainer.strategy.broadcast(default_folder(trainer))
+        self._saves.begin(trainer.strategy.storage)
+        self.dirpath = self.dirpath or trainer.strategy.broadcast(default_folder(trainer))
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make the folder and write to it, so that what keeps files from being written shows before the first step."""
@@ -239,12 +234,8 @@ class ModelCheckpoint(Checkpoint):
             elif self.save_last and not self._newest:
                 with self._saves.attempt(trainer, self):
                     self._save_last(trainer, metrics)
-        if self._waits:
-            rank_zero_warn(
-                f"{describe_missing(self, str(self.monitor), trainer.callback_metrics)} A checkpoint that was due was "
-                "not saved, because the fit ended before a validation",
-                code="checkpoint-monitor",
-            )
+        if self._waits and trainer.enable_validation:  # else it has been said
+            tell_waited(self, str(self.monitor), trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Save what was trained, if asked for; the exception goes on its way, also if that fails."""
@@ -266,14 +257,14 @@ class ModelCheckpoint(Checkpoint):
         is_due = self._every_n_epochs >= 1 and (trainer.current_epoch + 1) % self._every_n_epochs == 0
         if (self._waits or is_due) and self.monitor is not None and self.save_top_k != 0:
             is_missing = self.monitor not in metrics
-        if is_missing and (self._has_validated or not trainer.enable_validation):
-            text = describe_missing(self, str(self.monitor), trainer.callback_metrics)
-            raise MisconfigurationException(text, code="checkpoint-monitor")
         if is_missing:
+            first, validated = not self._waits, self._has_validated
+            tell_missing(self, str(self.monitor), trainer, has_validated=validated, is_first=first)
             self._waits = True  # for the first validation
         elif self._waits or is_due:
-            self._save(trainer, metrics, always_last=self._waits)
-        elif self.save_last == "link" and self._newest:
+            return self._save(trainer, metrics, always_last=self._waits)
+        only_last = not trainer.enable_validation if is_missing else self.save_last == "link" and self._newest
+        if only_last:
             with self._saves.attempt(trainer, self):
                 self._save_last(trainer, metrics)
 

@@ -95,7 +95,8 @@ class Summary:
         total_flops: operations of one forward pass; 0 without ``example_input_array``.
     """
 
-    def __init__(self, model: nn.Module, max_depth: int = 1) -> None:
+    def __init__(self, model: nn.Module, max_depth: int | str = 1, mode: str | None = None) -> None:
+        max_depth = _checked(max_depth if mode is None else mode)
         self.model = model
         named = [(name, layer) for name, layer in model.named_modules() if name]
         shown = [item for item in named if max_depth == -1 or item[0].count(".") < max_depth]
@@ -214,7 +215,7 @@ class Summary:
         self.total_flops = counter.get_total_flops()
 
 
-def summarize(lightning_module: nn.Module, max_depth: int = 1) -> Summary:
+def summarize(lightning_module: nn.Module, max_depth: int | str = 1, mode: str | None = None) -> Summary:
     """The layers of a module, for printing or for their numbers.
 
     With ``example_input_array`` set, the module is run once for the sizes.
@@ -222,9 +223,10 @@ def summarize(lightning_module: nn.Module, max_depth: int = 1) -> Summary:
     Args:
         lightning_module: the module.
         max_depth: levels of layers to show; -1 for all, 0 for none.
+        mode: the same in words of 1.x: "top" for one level, "full" for all.
 
     Raises:
-        InvalidValueError: a depth below -1 (``summary-depth``).
+        InvalidValueError: a depth below -1, another word (``summary-depth``).
 
     >>> print(summarize(nn.Sequential(nn.Linear(3, 4), nn.ReLU())))
         Name    Type    Params    Mode
@@ -238,7 +240,7 @@ def summarize(lightning_module: nn.Module, max_depth: int = 1) -> Summary:
     2         modules in train mode
     0         modules in eval mode
     """
-    return Summary(lightning_module, _checked(max_depth))
+    return Summary(lightning_module, max_depth, mode)
 
 
 def totals(
@@ -270,6 +272,7 @@ def human_readable_count(number: int) -> str:
 
 
 def _checked(max_depth: Any) -> int:
+    max_depth = {"top": 1, "full": -1}.get(max_depth, max_depth) if isinstance(max_depth, str) else max_depth
     if isinstance(max_depth, bool) or not isinstance(max_depth, int) or max_depth < -1:
         raise InvalidValueError(
             f"max_depth={max_depth!r}: expected an int: levels of layers, -1 for all, 0 for none", code="summary-depth"

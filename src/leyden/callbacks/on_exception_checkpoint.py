@@ -7,7 +7,7 @@ import os
 from typing import TYPE_CHECKING, Any, Final
 
 from leyden.callbacks.checkpoint import Checkpoint, rehearse_fit, save_despite
-from leyden.checkpoint.places import exists, remove
+from leyden.checkpoint.places import exists
 from leyden.errors import InvalidValueError
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class OnExceptionCheckpoint(Checkpoint):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """After a fit that succeeded: remove the file that an earlier, failed part of it has left."""
         if stage == "fit" and self._written and trainer.is_global_zero and exists(self._written):
-            remove(self._written)
+            trainer.strategy.remove_checkpoint(self._written)
         self._written = "" if stage == "fit" else self._written
 
     def state_dict(self) -> dict[str, Any]:

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from leyden.callbacks.checkpoint import link
-from leyden.checkpoint import copy_checkpoint
-from leyden.checkpoint.places import absolute, by_age, exists, remove
+from leyden.checkpoint import check_plugin, copy_checkpoint, is_asynchronous, is_own
+from leyden.checkpoint.places import absolute, by_age, exists
 from leyden.errors import CheckpointError
 from leyden.rank import rank_zero_warn
 
@@ -40,6 +40,11 @@ class Saves:
         self._landed: Mapping[str, Any] = {}  # what it will know as soon as the first file is there
         self._acts: list[Callable[[], Any]] = []
         self._is_new = False
+
+    def begin(self, plugin: Any) -> None:
+        """A run begins: the plug-in that writes its files may want that in the background, or be a user's."""
+        check_plugin(plugin, asynchronous=self.asynchronous)
+        self.asynchronous = self.asynchronous or is_asynchronous(plugin)
 
     @contextmanager
     def attempt(self, trainer: Trainer, owner: ModelCheckpoint, on_error: str | None = None) -> Iterator[None]:
@@ -83,10 +88,11 @@ class Saves:
         Never one outside of its folder, which another run may go on with, nor the one that the user has named to go on
         from.
         """
+        folder = absolute(owner.dirpath or "")  # a logger's folder may be relative
         for path in owner._outdated:
-            is_ours = f"{absolute(os.path.dirname(path))}/".startswith(f"{owner.dirpath}/")
+            is_ours = f"{absolute(os.path.dirname(path))}/".startswith(f"{folder}/")
             if is_ours and trainer.is_global_zero:
-                self.then(functools.partial(_remove_unless, path, owner._resumed))
+                self.then(functools.partial(_remove_unless, path, owner._resumed, trainer.strategy))
         self.then(functools.partial(setattr, owner, "_outdated", ()))
 
     def catch_up(self, trainer: Trainer, owner: ModelCheckpoint, resumed: str) -> None:
@@ -162,12 +168,13 @@ def _is_older(path: str, other: str) -> bool:
     return by_age((other, path)) == [other, path]
 
 
-def _remove_unless(path: str, kept: str) -> None:
+def _remove_unless(path: str, kept: str, strategy: Any) -> None:
     """Delete a file that is there, unless it is ``kept``; one that cannot be deleted ends no training."""
-    if not (exists(path) or os.path.islink(path)) or absolute(path) == kept:
+    is_there = not is_own(strategy.storage) or exists(path) or os.path.islink(path)
+    if not is_there or absolute(path) == kept:
         return
     try:
-        remove(path)
+        strategy.remove_checkpoint(path)
     except OSError as error:
         rank_zero_warn(f"a checkpoint that is kept no longer was not deleted: {error}", code="checkpoint-not-removed")
 

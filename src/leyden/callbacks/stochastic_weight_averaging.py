@@ -38,7 +38,8 @@ class StochasticWeightAveraging(Callback):
 
     Args:
         swa_lrs: learning rate that all optimizers come to, a float > 0; or a list with one for each parameter group,
-            for several optimizers with one for each. The members of a ``Joint`` count one by one.
+            for several optimizers with one for each. The members of a ``Joint`` count one by one. None, the default as
+            in 1.x: each parameter group keeps the one that it has when the averaging begins.
         swa_epoch_start: first averaged epoch: its number, counted from 1, or a float for that part of ``max_epochs``.
         annealing_epochs: epochs in which the learning rate comes there; 0 sets it at once.
         annealing_strategy: "cos" or "linear".
@@ -57,14 +58,14 @@ class StochasticWeightAveraging(Callback):
 
     def __init__(
         self,
-        swa_lrs: float | list[float],
+        swa_lrs: float | list[float] | None = None,
         swa_epoch_start: int | float = 0.8,
         annealing_epochs: int = 10,
         annealing_strategy: str = "cos",
         avg_fn: Average | None = None,
         device: torch.device | str | None = torch.device("cpu"),  # noqa: B008  immutable
     ) -> None:
-        rates = swa_lrs if isinstance(swa_lrs, list) else [swa_lrs]
+        rates = swa_lrs if isinstance(swa_lrs, list) else [] if swa_lrs is None else [swa_lrs]
         is_part = isinstance(swa_epoch_start, float) and 0 <= swa_epoch_start <= 1
         checks = {
             "swa_lrs": (swa_lrs, all(isinstance(rate, float) and rate > 0 for rate in rates), "a float > 0 or a list"),
@@ -215,7 +216,8 @@ class StochasticWeightAveraging(Callback):
         rates: Any = self._rates
         each = rates if isinstance(rates, list) and len(members) > 1 else [rates] * len(members)
         self._schedulers = [
-            SWALR(optimizer, rate, **self._annealing) for (_, optimizer), rate in zip(members, each, strict=True)
+            SWALR(optimizer, _own_rates(optimizer) if rate is None else rate, **self._annealing)
+            for (_, optimizer), rate in zip(members, each, strict=True)
         ]
         if trainer.plan.automatic:
             trainer.lr_scheduler_configs = [
@@ -320,6 +322,10 @@ def _members(trainer: Trainer) -> list[tuple[int, Any]]:
 
 def _pairs(first: nn.Module, second: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
     return zip(first.parameters(), second.parameters(), strict=True)
+
+
+def _own_rates(optimizer: Any) -> Any:  # a list, which SWALR takes
+    return [group["lr"] for group in optimizer.param_groups]  # a checkpoint's are put in their place later
 
 
 def _is_int(value: Any, least: int) -> bool:

@@ -9,10 +9,20 @@ if TYPE_CHECKING:
     from leyden.checkpoint.background import Writer
     from leyden.checkpoint.choices import Choices
     from leyden.checkpoint.exports import export
-    from leyden.checkpoint.files import as_data, read_checkpoint
+    from leyden.checkpoint.files import as_checkpoint, as_data, read_checkpoint
     from leyden.checkpoint.find import find_checkpoint
     from leyden.checkpoint.from_file import load_datamodule, load_module
     from leyden.checkpoint.layout import dump
+    from leyden.checkpoint.plugins import (
+        AsyncCheckpointIO,
+        CheckpointIO,
+        TorchCheckpointIO,
+        check_plugin,
+        hand_over,
+        is_asynchronous,
+        is_own,
+        read_with,
+    )
     from leyden.checkpoint.position import mark, restore_own
     from leyden.checkpoint.progress import place_of
     from leyden.checkpoint.restore import restore_module
@@ -24,20 +34,28 @@ if TYPE_CHECKING:
     from leyden.checkpoint.writing import copy_checkpoint, partial_file, rehearse, write_checkpoint
 
 __all__ = [
+    "AsyncCheckpointIO",
+    "CheckpointIO",
     "Choices",
     "Resumption",
     "Running",
     "Switches",
+    "TorchCheckpointIO",
     "Writer",
+    "as_checkpoint",
     "as_data",
     "capture",
     "check_limits",
+    "check_plugin",
     "copy_checkpoint",
     "describe",
     "dump",
     "export",
     "find_checkpoint",
+    "hand_over",
+    "is_asynchronous",
     "is_mid_step",
+    "is_own",
     "load_datamodule",
     "load_module",
     "look_at",
@@ -47,6 +65,8 @@ __all__ = [
     "partial_file",
     "place_of",
     "read_checkpoint",
+    "read_file",
+    "read_with",
     "rehearse",
     "restore_module",
     "restore_own",
@@ -58,20 +78,28 @@ __all__ = [
 ]
 
 _HOMES = {
+    "AsyncCheckpointIO": "leyden.checkpoint.plugins",
+    "CheckpointIO": "leyden.checkpoint.plugins",
     "Choices": "leyden.checkpoint.choices",
     "Resumption": "leyden.checkpoint.resumption",
     "Running": "leyden.checkpoint.resume",
     "Switches": "leyden.checkpoint.switches",
+    "TorchCheckpointIO": "leyden.checkpoint.plugins",
     "Writer": "leyden.checkpoint.background",
+    "as_checkpoint": "leyden.checkpoint.files",
     "as_data": "leyden.checkpoint.files",
     "capture": "leyden.checkpoint.resume",
     "check_limits": "leyden.checkpoint.resume",
+    "check_plugin": "leyden.checkpoint.plugins",
     "copy_checkpoint": "leyden.checkpoint.writing",
     "describe": "leyden.checkpoint.versions",
     "dump": "leyden.checkpoint.layout",
     "export": "leyden.checkpoint.exports",
     "find_checkpoint": "leyden.checkpoint.find",
+    "hand_over": "leyden.checkpoint.plugins",
+    "is_asynchronous": "leyden.checkpoint.plugins",
     "is_mid_step": "leyden.checkpoint.resume",
+    "is_own": "leyden.checkpoint.plugins",
     "load_datamodule": "leyden.checkpoint.from_file",
     "load_module": "leyden.checkpoint.from_file",
     "look_at": "leyden.checkpoint.switches",
@@ -82,6 +110,8 @@ _HOMES = {
     "partial_file": "leyden.checkpoint.writing",
     "place_of": "leyden.checkpoint.progress",
     "read_checkpoint": "leyden.checkpoint.files",
+    "read_file": "leyden.checkpoint.files",
+    "read_with": "leyden.checkpoint.plugins",
     "rehearse": "leyden.checkpoint.writing",
     "restore_module": "leyden.checkpoint.restore",
     "rewind": "leyden.checkpoint.versions",

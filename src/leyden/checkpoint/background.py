@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from leyden.checkpoint.encoding import encode
+from leyden.checkpoint.plugins import hand_over, is_own
 from leyden.checkpoint.writing import write_encoded
 
 
@@ -34,6 +35,8 @@ class Writer:
         asynchronous: bool = False,
         then: Callable[[], Any] | None = None,
         owner: object = None,
+        plugin: Any = None,
+        storage_options: Any = None,
     ) -> None:
         """Write a checkpoint when the one before is written, whatever has become of that.
 
@@ -43,12 +46,18 @@ class Writer:
             asynchronous: return when the state is copied; a thread writes it.
             then: called when the file is durable; in that thread, if there is one.
             owner: who is told by ``wait`` if that thread fails; hashable.
+            plugin: a user's ``CheckpointIO``, which then writes the file, here and now.
+            storage_options: for that.
 
         Raises:
             CheckpointError: this file could not be written, and not in the background.
         """
         self.join()
-        if asynchronous:
+        if not is_own(plugin):
+            hand_over(plugin, checkpoint, path, storage_options)
+            if then is not None:
+                then()
+        elif asynchronous:
             arguments = (owner, self._buffers.snapshot(checkpoint), path, then)
             self._thread = threading.Thread(target=self._run_aside, args=arguments, name="leyden-checkpoint")
             self._thread.start()

@@ -8,6 +8,10 @@ else becomes a dict with the key ``__leyden__``, which says what it was::
     nn.ReLU                  {"__leyden__": "name", "value": "torch.nn.modules.activation:ReLU"}
     Config(width=3)          {"__leyden__": "object", "type": "project.config:Config", "fields": {"width": 3}}
     OmegaConf.create([1])    {"__leyden__": "omegaconf", "value": [[1], False, False]}
+
+While code runs that was written for Lightning, which keeps any object, so does leyden (:class:`Pickled`)::
+
+    StandardScaler()         {"__leyden__": "pickle", "type": "sklearn.preprocessing.StandardScaler", "value": b"..."}
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ from __future__ import annotations
 import functools
 import importlib
 import operator
+import pickle
 import sys
 from argparse import Namespace
 from collections import Counter, OrderedDict, defaultdict, deque
@@ -24,7 +29,7 @@ from decimal import Decimal
 from enum import Enum, Flag
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from types import BuiltinFunctionType, FunctionType, MemberDescriptorType, MethodType, SimpleNamespace
-from typing import Any, Final, NamedTuple
+from typing import Any, ClassVar, Final, NamedTuple
 from zoneinfo import ZoneInfo
 
 import torch
@@ -48,6 +53,32 @@ _CALLABLES: Final = (type, FunctionType, BuiltinFunctionType, MethodType)
 
 #: What holds something: its key, or the name of its attribute, and the place of that. Made into text for errors only.
 Place = tuple[Any, Any] | None
+
+
+class Pickled:
+    """An object that a file holds as a pickle, and that stays closed: to open it may run any code.
+
+    It is no data, and stands where nothing needs it, such as the hyper-parameters of a run that goes on.
+
+    Attributes:
+        kept: whether files get such objects; while :func:`leyden.compat.install` holds.
+        kind: name of its class.
+        content: the pickle.
+    """
+
+    kept: ClassVar[bool] = False
+
+    def __init__(self, kind: str, content: bytes) -> None:
+        self.kind = kind
+        self.content = content
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(f"no {name!r} here: {self}")
+
+    def __repr__(self) -> str:
+        return (
+            f"an object of {self.kind}, which its file has as a pickle; trust=True opens it, and runs code in the file"
+        )
 
 
 class _Form(NamedTuple):
@@ -114,13 +145,13 @@ def encode(value: Any, keep: Callable[[Tensor], Tensor] = lambda tensor: tensor)
     >>> encode({"folder": Path("runs"), "sizes": (3, 4)})
     {'folder': {'__leyden__': 'path', 'value': 'runs'}, 'sizes': (3, 4)}
     """
-    return _Encoder(keep)(value, None)
+    return _Encoder(keep, pickles=Pickled.kept)(value, None)
 
 
 def is_data(value: Any) -> bool:
-    """Whether :func:`encode` takes a value."""
+    """Whether :func:`encode` takes a value, and needs no pickle for it."""
     try:
-        encode(value)
+        _Encoder(lambda tensor: tensor, pickles=False)(value, None)
     except CheckpointError:
         return False
     return True
@@ -144,8 +175,9 @@ def decode(value: Any, *, trusted: bool = False) -> Any:
 
 
 class _Encoder:
-    def __init__(self, keep: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, keep: Callable[[Tensor], Tensor], *, pickles: bool) -> None:
         self._keep = keep
+        self._pickles = pickles
         self._open: set[int] = set()
         self._done: dict[int, tuple[Any, Any]] = {}  # with the values themselves, so that no id is used again
 
@@ -157,7 +189,12 @@ class _Encoder:
         if id(value) in self._open:
             raise _refusal(place, "holds itself")
         self._open.add(id(value))
-        encoded = self._encode(value, type(value), place)
+        try:
+            encoded = self._encode(value, type(value), place)
+        except CheckpointError:
+            encoded = _pickle(value) if self._pickles else None
+            if encoded is None:
+                raise
         self._open.discard(id(value))
         self._done[id(value)] = (value, encoded)
         return encoded
@@ -178,6 +215,8 @@ class _Encoder:
             return {TAG: "enum", "type": _name(kind, place), "value": _members(value)}
         if isinstance(value, _CALLABLES):
             return {TAG: "name", "value": _name(value, place)}
+        if kind is Pickled:
+            return {TAG: "pickle", "type": value.kind, "value": value.content}
         if is_registered(kind) or isinstance(value, torch.UntypedStorage | torch.storage.TypedStorage):
             return value
         if _is_config(value):
@@ -205,6 +244,7 @@ class _Encoder:
 
 class _Decoder:
     def __init__(self, trusted: bool) -> None:
+        self._trusted = trusted
         self._look_up = functools.partial(look_up, trusted=trusted)
         self._done: dict[int, tuple[Any, Any]] = {}  # with the values themselves, so that no id is used again
 
@@ -238,6 +278,8 @@ class _Decoder:
                 return _member(self._look_up(value["type"], is_nameable), content)
             if form == "omegaconf":
                 return _config(*content)
+            if form == "pickle":
+                return pickle.loads(content) if self._trusted else Pickled(str(value["type"]), content)
             return _array(**value) if form == "numpy" else _FORMS[form].put_together(content)
         except (CheckpointError, RecursionError):
             raise
@@ -267,6 +309,16 @@ class _Attribute(str):
 
 def _is_plain_key(key: Any) -> bool:
     return type(key) in _NATIVE or (type(key) is tuple and all(map(_is_plain_key, key)))
+
+
+def _pickle(value: Any) -> Any:
+    """An object as a pickle; None if it cannot be pickled."""
+    kind = type(value)
+    try:
+        content = pickle.dumps(value)
+    except Exception:  # whatever a user's object raises: a generator, a lock, a handle
+        return None
+    return {TAG: "pickle", "type": f"{kind.__module__}.{kind.__qualname__}", "value": content}
 
 
 def _name(value: Any, place: Place) -> str:

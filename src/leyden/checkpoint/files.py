@@ -6,9 +6,12 @@ import difflib
 import io
 import os
 import urllib.request
+from argparse import Namespace
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
-from typing import Any, BinaryIO
+from datetime import date, datetime, time, timedelta, timezone
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from types import SimpleNamespace
+from typing import Any, BinaryIO, Final
 
 import torch
 
@@ -16,6 +19,15 @@ from leyden.checkpoint import places
 from leyden.checkpoint.encoding import decode
 from leyden.checkpoint.integrity import DamagedError, verify
 from leyden.errors import CheckpointError, CheckpointNotFoundError, InvalidValueError
+
+_PURE: Final = {kind.__name__: kind for kind in (PurePosixPath, PureWindowsPath)}
+_PATHS: Final = {"PosixPath": PurePosixPath, "WindowsPath": PureWindowsPath, **_PURE, type(Path()).__name__: Path}
+#: Python's own classes that files of Lightning hold, by the names that versions of Python have for them: values, which
+#: run no code when they are built. leyden's own files have them as data.
+_VALUES: Final[list[Any]] = [
+    *(Namespace, SimpleNamespace, date, datetime, time, timedelta, timezone),
+    *((kind, f"{module}.{name}") for name, kind in _PATHS.items() for module in ("pathlib", "pathlib._local")),
+]
 
 
 def as_data(weights_only: bool | None, trust: bool) -> bool | None:
@@ -50,12 +62,44 @@ def read_checkpoint(
             what it may not or what is not here (``checkpoint-name``), or holds objects that only code in it could
             build (``checkpoint-untrusted``).
     """
+    return as_checkpoint(
+        read_file(path, map_location=map_location, weights_only=weights_only, builds=builds), str(path)
+    )
+
+
+def as_checkpoint(checkpoint: Any, name: str) -> dict[str, Any]:
+    """What a file holds, if that is a checkpoint.
+
+    Raises:
+        CheckpointError: it is not (``checkpoint-content``).
+    """
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+        what = f"its keys are {list(checkpoint)[:8]}" if isinstance(checkpoint, dict) else type(checkpoint).__name__
+        raise CheckpointError(
+            f"{name!r} is no checkpoint of a run, which has the key 'state_dict': {what}. Weights alone are loaded by "
+            "module.load_state_dict(torch.load(path))",
+            code="checkpoint-content",
+        )
+    return checkpoint
+
+
+def read_file(
+    path: str | os.PathLike[str] | BinaryIO,
+    *,
+    map_location: Any = "cpu",
+    weights_only: bool | None = None,
+    builds: bool = True,
+) -> Any:
+    """Read what :func:`~leyden.checkpoint.write_checkpoint` or ``torch.save`` has written, whatever it is.
+
+    Arguments and errors are those of :func:`read_checkpoint`.
+    """
     name, trusted = str(path), weights_only is False
     try:
         with _opened(path) as file:
             verify(file)
-            checkpoint = _load(file, name, map_location, weights_only=not trusted)
-            checkpoint = decode(checkpoint, trusted=trusted) if builds else checkpoint
+            content = _load(file, name, map_location, weights_only=not trusted)
+            return decode(content, trusted=trusted) if builds else content
     except (FileNotFoundError, IsADirectoryError):
         raise missing(name) from None
     except DamagedError as cause:
@@ -66,14 +110,6 @@ def read_checkpoint(
         if name in cause.message:
             raise
         raise CheckpointError(f"the checkpoint {name!r} is not read: {cause.message}", code=cause.code) from cause
-    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
-        what = f"its keys are {list(checkpoint)[:8]}" if isinstance(checkpoint, dict) else type(checkpoint).__name__
-        raise CheckpointError(
-            f"{name!r} is no checkpoint of a run, which has the key 'state_dict': {what}. Weights alone are loaded by "
-            "module.load_state_dict(torch.load(path))",
-            code="checkpoint-content",
-        )
-    return checkpoint
 
 
 def glance(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -115,7 +151,8 @@ def _opened(path: Any) -> AbstractContextManager[Any]:
 def _load(file: Any, name: str, map_location: Any, *, weights_only: bool) -> Any:
     file.seek(0)
     try:
-        return torch.load(file, map_location=map_location, weights_only=weights_only)
+        with torch.serialization.safe_globals(_VALUES):
+            return torch.load(file, map_location=map_location, weights_only=weights_only)
     except Exception as cause:  # damaged bytes raise anything
         unknown = _code_in(file) if weights_only else []
         if unknown:
@@ -132,7 +169,8 @@ def _code_in(file: Any) -> list[str]:
     """Functions and classes that a file names and torch does not know."""
     try:
         file.seek(0)
-        return torch.serialization.get_unsafe_globals_in_checkpoint(file)
+        with torch.serialization.safe_globals(_VALUES):
+            return torch.serialization.get_unsafe_globals_in_checkpoint(file)
     except Exception:  # it names them in a way that torch does not read either
         return []
 

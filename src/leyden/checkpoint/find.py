@@ -20,6 +20,7 @@ def find_checkpoint(
     is_implicit: bool = False,
     fast_dev_run: bool = False,
     interrupted: str | None = None,
+    is_own: bool = True,
 ) -> Any:
     """The file that ``ckpt_path`` means, or None for none.
 
@@ -30,6 +31,7 @@ def find_checkpoint(
         is_implicit: whether None means the best one, if there is one.
         fast_dev_run: whether this run writes none, so that there is no best one.
         interrupted: where a signal would have saved.
+        is_own: whether leyden reads the files; a user's plug-in knows itself what is there.
 
     Raises:
         CheckpointNotFoundError: a path without a file (``checkpoint-missing``).
@@ -50,12 +52,11 @@ def find_checkpoint(
                 f"ckpt_path='best' takes the first ModelCheckpoint's, of {len(writers)}: {best!r}; pass the path of a "
                 "file to choose another",
                 code="checkpoint-best",
-                stacklevel=6,
             )
         return best
     if path == "last":
-        return _last(writers, stage, interrupted)
-    if not hasattr(path, "read") and "://" not in os.fspath(path) and not Path(path).expanduser().is_file():
+        return _last(writers, stage, interrupted, is_own=is_own)
+    if is_own and not hasattr(path, "read") and "://" not in os.fspath(path) and not Path(path).expanduser().is_file():
         raise _no_file(os.fspath(path))
     return path
 
@@ -73,7 +74,7 @@ def _best(writers: Sequence[Any]) -> str | None:
     return getattr(writers[0], "best_model_path", "") or None if writers else None
 
 
-def _last(writers: Sequence[Any], stage: str, interrupted: str | None) -> str | None:
+def _last(writers: Sequence[Any], stage: str, interrupted: str | None, *, is_own: bool) -> str | None:
     """The newest whole file that callbacks or a signal have written or, in a new process, that is in their folders."""
     saved = [interrupted] if interrupted else []
     known = [path for writer in writers for path in _written(writer)]
@@ -86,10 +87,9 @@ def _last(writers: Sequence[Any], stage: str, interrupted: str | None) -> str | 
         warn(
             f"trainer.{stage}(ckpt_path='last') finds no checkpoint{where}; it starts from the module as it is",
             code="checkpoint-last",
-            stacklevel=6,
         )
         return None
-    return _whole(files, stage)
+    return _whole(files, stage) if is_own else files[0]
 
 
 def _whole(files: Sequence[str], stage: str) -> str:
@@ -106,7 +106,6 @@ def _whole(files: Sequence[str], stage: str) -> str:
                     f"trainer.{stage}(ckpt_path='last') goes on from {path!r}, because newer files are damaged: "
                     f"{'; '.join(faults)}",
                     code="checkpoint-fallback",
-                    stacklevel=7,
                 )
             return path
         else:

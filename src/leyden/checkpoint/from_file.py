@@ -12,9 +12,11 @@ from typing import Any
 import torch
 
 from leyden.checkpoint.compare import Report, compare_weights, listed, not_finite
+from leyden.checkpoint.encoding import Pickled
 from leyden.checkpoint.files import read_checkpoint
 from leyden.errors import CheckpointError, InvalidValueError, MissingExtraError, warn
 from leyden.hparams import AttributeDict
+from leyden.instantiation import INSTANTIATOR, INSTANTIATORS, check_described, instantiate_module
 
 
 def load_module(
@@ -29,14 +31,15 @@ def load_module(
 ) -> Any:
     """What ``LightningModule.load_from_checkpoint`` does."""
     checkpoint = _read(path, map_location, weights_only)
-    module = kind(**_arguments(kind, checkpoint, hparams_file, overrides))
+    module = _build(kind, checkpoint, hparams_file, overrides, trusted=weights_only is False)
+    module.configure_sharded_model()
     module.configure_model()
     module.on_load_checkpoint(checkpoint)
     strict = bool(module.strict_loading) if strict is None else strict
     weights = checkpoint["state_dict"]
     told = load_weights(module, weights, strict=strict)
     if told:
-        warn(f"strict=False: {'; '.join(told)}", code="checkpoint-keys", stacklevel=4)
+        warn(f"strict=False: {'; '.join(told)}", code="checkpoint-keys")
     device = next((value.device for value in weights.values() if isinstance(value, torch.Tensor)), None)
     return module if device is None else module.to(device)
 
@@ -52,7 +55,7 @@ def load_datamodule(
 ) -> Any:
     """What ``LightningDataModule.load_from_checkpoint`` does."""
     checkpoint = _read(path, map_location, weights_only)
-    datamodule = kind(**_arguments(kind, checkpoint, hparams_file, overrides))
+    datamodule = _build(kind, checkpoint, hparams_file, overrides, trusted=weights_only is False)
     call_first_era(datamodule, "on_load_checkpoint", checkpoint)
     if kind.__qualname__ in checkpoint:
         datamodule.load_state_dict(checkpoint[kind.__qualname__])
@@ -102,13 +105,32 @@ def _to_what_is_there(storage: Any, location: str) -> Any:
     return None if there.get(device.type, False) else storage
 
 
-def _arguments(
-    kind: type[Any], checkpoint: Mapping[str, Any], hparams_file: Any, overrides: Mapping[str, Any]
-) -> dict[str, Any]:
-    """The arguments of ``__init__``: what the file has, or ``hparams_file``, and what the caller says instead."""
+def _build(
+    kind: type[Any], checkpoint: Mapping[str, Any], hparams_file: Any, overrides: Mapping[str, Any], *, trusted: bool
+) -> Any:
+    """The object, without its weights; its hyper-parameters are those of the file, or of ``hparams_file``."""
     saved = checkpoint.get(kind.CHECKPOINT_HYPER_PARAMS_KEY, {})
     if hparams_file is not None:
         saved = _from_file(Path(hparams_file))
+    for name in saved:
+        if isinstance(saved[name], Pickled) and name not in overrides:
+            raise CheckpointError(
+                f"the hyper-parameter {name!r} is {saved[name]!r}. Pass trust=True if you trust the file, or "
+                f"load_from_checkpoint(..., {name}=...)",
+                code="checkpoint-untrusted",
+            )
+    if saved.get(INSTANTIATOR) in INSTANTIATORS:  # LightningCLI's: objects among the arguments are described
+        if not trusted:
+            check_described(saved, (kind, torch.nn.Module, torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler))
+        config = {name: value for name, value in {**saved, **overrides}.items() if name != INSTANTIATOR}
+        return instantiate_module(kind, config)
+    return kind(**_arguments(kind, checkpoint, saved, overrides))
+
+
+def _arguments(
+    kind: type[Any], checkpoint: Mapping[str, Any], saved: Any, overrides: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The arguments of ``__init__``: what was saved, and what the caller says instead."""
     holder = checkpoint.get(kind.CHECKPOINT_HYPER_PARAMS_NAME)
     parameters = inspect.signature(kind.__init__).parameters
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
@@ -127,7 +149,6 @@ def _arguments(
             warn(
                 f"{kind.__qualname__}.load_from_checkpoint({name}=...) has no effect: __init__ takes no {name!r}{hint}",
                 code="checkpoint-argument",
-                stacklevel=5,
             )
     return {name: value for name, value in arguments.items() if name in parameters}
 

@@ -33,13 +33,13 @@ def absolute(path: AnyPath) -> str:
 
 def exists(path: AnyPath) -> bool:
     """Whether there is a file or a folder."""
-    return bool(_system(path).exists(path)) if is_remote(path) else os.path.exists(path)
+    return bool(system_of(path).exists(path)) if is_remote(path) else os.path.exists(path)
 
 
 def remove(path: AnyPath) -> None:
     """Delete a file."""
     if is_remote(path):
-        _system(path).rm_file(path)
+        system_of(path).rm_file(path)
     else:
         with freed_aside(path):
             os.remove(path)
@@ -87,7 +87,7 @@ def newest_first(folder: AnyPath) -> list[str]:
     """The checkpoints in a folder; those written last come first."""
     if not is_remote(folder):
         return by_age([str(path) for path in Path(folder).expanduser().glob("*.ckpt")])
-    system = _system(folder)
+    system = system_of(folder)
     return by_age([system.unstrip_protocol(name) for name in system.glob(f"{os.fspath(folder).rstrip('/')}/*.ckpt")])
 
 
@@ -104,7 +104,7 @@ def by_age(paths: Sequence[str]) -> list[str]:
 def _written_at(path: str) -> tuple[int, ...]:
     """When a file was written, in ns, as it says itself and as its file system does; nothing if there is none."""
     if is_remote(path):
-        system = _system(path)
+        system = system_of(path)
         return (int(system.modified(path).timestamp() * 1e9),) if system.isfile(path) else ()
     if not os.path.isfile(path):
         return ()
@@ -114,12 +114,12 @@ def _written_at(path: str) -> tuple[int, ...]:
 
 def opened(address: str) -> Any:
     """A file at an address, to read; ``FileNotFoundError`` if there is none."""
-    return _system(address).open(address, "rb")
+    return system_of(address).open(address, "rb")
 
 
 def copy(source: str, address: str) -> None:
     """Copy a file from an address to another one of the same kind."""
-    _system(source).cp_file(source, address)
+    system_of(source).cp_file(source, address)
 
 
 @contextmanager
@@ -129,7 +129,7 @@ def replaced(address: AnyPath) -> Iterator[Any]:
     Raises:
         OSError: it is there, and shorter or longer than what was written.
     """
-    system, address = _system(address), os.fspath(address)
+    system, address = system_of(address), os.fspath(address)
     system.makedirs(address.rpartition("/")[0], exist_ok=True)
     with system.transaction, system.open(address, "wb") as file:
         yield file
@@ -138,7 +138,12 @@ def replaced(address: AnyPath) -> Iterator[Any]:
         raise OSError(f"the file has {system.size(address)} bytes there, and {size} were written")
 
 
-def _system(path: AnyPath) -> Any:
+def system_of(path: AnyPath) -> Any:
+    """Fsspec's file system of a path.
+
+    Raises:
+        MissingExtraError: fsspec is not installed.
+    """
     try:
         from fsspec.core import url_to_fs  # type: ignore[import-untyped]
     except ImportError:

@@ -98,9 +98,9 @@ def place_of(checkpoint: Mapping[str, Any], *, window_size: int = 1) -> dict[str
     if "leyden" in checkpoint:
         check_format(checkpoint)
         return dict(checkpoint["leyden"])
-    if "loops" not in checkpoint:  # 1.5: the epoch to go on with, and batches that stepped
+    if "loops" not in checkpoint:  # 1.5: the epoch to go on with, and batches that stepped; frequencies begin anew
         epoch, steps = checkpoint.get("epoch", 0), checkpoint.get("global_step", 0)
-        return _place("between", {"epoch": epoch, "global_step": steps, "updates": steps, "micro_batches": steps})
+        return _place("between", {"epoch": epoch, "global_step": steps, "updates": steps, "micro_batches": 0})
     fit = checkpoint["loops"]["fit_loop"]
     epochs, batches = fit["epoch_progress"]["current"], fit["epoch_loop.batch_progress"]
     now = batches["current"]

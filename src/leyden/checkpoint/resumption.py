@@ -285,7 +285,7 @@ class Resumption:
         if report.choices:
             found = "\n  - ".join(report.choices)
             text = f"{self._name!r} was written by a run that differs from this one:\n  - {found}\n"
-            warn(text, code="resume-differs", stacklevel=9)
+            warn(text, code="resume-differs")
 
     def _print(self, place: Mapping[str, Any]) -> None:
         """Print what is not as in the file."""

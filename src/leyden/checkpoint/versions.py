@@ -74,7 +74,7 @@ def rewind(loggers: Sequence[Any], place: Mapping[str, Any]) -> None:
         place: what the checkpoint says about the run.
     """
     for logger, state in zip(loggers, place.get("loggers", ()), strict=False):
-        if state and hasattr(logger, "rewind"):
+        if state and hasattr(logger, "rewind") and state.keys() >= logger.state_dict().keys():  # of its own kind
             logger.rewind(state)
 
 

@@ -269,13 +269,13 @@ class Joined:
             yield batch
 
 
-def train_loader(value: Any, *, name: str = "train_dataloaders") -> Loader:
+def train_loader(value: Any, *, name: str = "train_dataloaders", mode: Mode = "max_size_cycle") -> Loader:
     """The one loader to train on: ``value``, or the loaders in it joined.
 
     Args:
-        value: what the user passed or what ``train_dataloader()`` returned. Of a collection the longest loader sets the
-            length, shorter ones begin again.
+        value: what the user passed or what ``train_dataloader()`` returned.
         name: how the user calls the place it came from, for error texts.
+        mode: of a collection. By default the longest loader sets the length, shorter ones begin again.
 
     Raises:
         MisconfigurationException: a list that could mean one loader as well as several (code ``ambiguous-loaders``).
@@ -297,7 +297,7 @@ def train_loader(value: Any, *, name: str = "train_dataloaders") -> Loader:
             )
         return Joined(value)
     if is_collection(value, name=name):
-        return Joined(CombinedLoader(value, "max_size_cycle"))
+        return Joined(CombinedLoader(value, mode))
     check_validity(value, name=name)
     return value  # type: ignore[no-any-return]  # just checked
 

@@ -141,7 +141,6 @@ def _warn_dataset(dataset: Any, *, name: str) -> None:
         f"{name} is {_describe(dataset)} that can only be indexed, so each of its items is a batch. Pass "
         "DataLoader(dataset, batch_size=...), or batch_size=None if the items are batches indeed",
         code="dataset-as-loader",
-        stacklevel=4,
     )
 
 

@@ -118,7 +118,6 @@ def overfit(loader: Loader, amount: int | float) -> Loader:
             "no sampler that could be replaced by a sequential one: if it shuffles, pass a loader that does "
             "not",
             code="overfit-shuffle",
-            stacklevel=3,
         )
         return loader
     sampler = loader.sampler if batch_sampler is None else batch_sampler.sampler
@@ -128,7 +127,6 @@ def overfit(loader: Loader, amount: int | float) -> Loader:
         f"overfit_batches needs the same batches in every epoch: {type(sampler).__name__} is replaced by "
         "sequential order for this run. Pass shuffle=False to silence this",
         code="overfit-shuffle",
-        stacklevel=3,
     )
     return _with_sampler(loader, _in_order(sampler, loader.dataset))
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from leyden import data as lazily
-from leyden.data.combined import Joined, eval_loaders, train_loader
+from leyden.data.combined import Joined, Mode, eval_loaders, train_loader
 from leyden.data.loaders import length_of, num_batches, overfit, parts_of, with_all_samples
 from leyden.errors import InvalidValueError
 from leyden.seed import workers_are_seeded
@@ -19,16 +19,18 @@ class DataLimits(NamedTuple):
         limit: batches of each loader: an int, or a float for a part of them.
         overfit_batches: batches, or their part, to which training and validation are restricted; 0 for no such run.
         name: the Trainer's argument, for error texts.
+        mode: how training combines a collection of loaders, as ``CombinedLoader`` calls it.
     """
 
     limit: int | float
     overfit_batches: int | float = 0
     name: str = "limit_train_batches"
+    mode: Mode = "max_size_cycle"
 
 
 def load_training(get: Callable[[], Any], limits: DataLimits) -> tuple[Any, int | float]:
     """The training loader and the number of its batches in an epoch (inf if unknown)."""
-    return _prepare(train_loader(get()), limits)
+    return _prepare(train_loader(get(), mode=limits.mode), limits)
 
 
 def load_evaluation(value: Any, limits: DataLimits, *, name: str) -> tuple[list[Any], list[int | float]]:

@@ -7,6 +7,7 @@ A run asks at its start who overrides what and keeps the answer as bound callabl
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -52,6 +53,8 @@ class RunState:
 
     Attributes:
         stage: "train", "validate", "sanity_check", "test", "predict", or None outside of a run.
+        run: "fit", "validate", "test" or "predict": the run that is on, or the last one.
+        status: "initializing" before the first run, "running", "finished" or "interrupted".
         hook: name of the hook that runs now, or None.
         results: the collector of ``self.log``, or None where nothing is collected.
         should_stop: whether somebody asked the fit to end.
@@ -62,10 +65,12 @@ class RunState:
         window_size: micro-batches of an accumulation window.
     """
 
-    __slots__ = ("deferred", "hook", "interrupt", "results", "should_stop", "stage", "window_size")
+    __slots__ = ("deferred", "hook", "interrupt", "results", "run", "should_stop", "stage", "status", "window_size")
 
     def __init__(self) -> None:
         self.stage: str | None = None
+        self.run: str | None = None
+        self.status = "initializing"
         self.hook: str | None = None
         self.results: Any = None
         self.should_stop = False
@@ -215,13 +220,27 @@ class Hooks:
 def overrides(owner: Any, name: str, bases: tuple[type, ...]) -> bool:
     """Whether ``owner`` has a method ``name`` that is not one of leyden's own.
 
-    A method patched onto the instance, a mixin's method and a mock count as overridden.
+    A method patched onto the instance, a mixin's method and a mock count as overridden. A method that has the name of a
+    hook of 1.x and does not take what 1.x passed is no hook: code for 2.x, which has no such hooks, calls it itself.
     """
     method = getattr(owner, name, None)
     if not callable(method):
         return False
     function = getattr(method, "__func__", method)
-    return all(function is not getattr(base, name, None) for base in bases)
+    if any(function is getattr(base, name, None) for base in bases):
+        return False
+    return name not in events.HISTORICAL or _takes(method, 2 if hasattr(owner, "state_key") else 0)
+
+
+def _takes(method: Callable[..., Any], num_values: int) -> bool:
+    """Whether a method can be called with so many values; True where it does not tell."""
+    try:
+        inspect.signature(method).bind(*[None] * num_values)
+    except TypeError:
+        return False
+    except ValueError:
+        return True
+    return True
 
 
 def where_raised(exception: BaseException, bases: tuple[type, ...]) -> str | None:
@@ -237,7 +256,8 @@ def where_raised(exception: BaseException, bases: tuple[type, ...]) -> str | Non
         owner: Any = frame.f_locals.get(first[0]) if first else None
         if frame.f_code is Hook.__call__.__code__:
             place = owner.name  # what listens may be no method: a mock, a lambda
-        elif isinstance(owner, bases) and name != "forward" and overrides(owner, name, bases):
-            is_hook = any(hasattr(base, name) for base in bases)
-            place = f"{type(owner).__name__}.{name}" if is_hook else place
+        elif not isinstance(owner, bases) or name == "forward":
+            continue
+        elif any(callable(getattr(base, name, None)) for base in bases) and overrides(owner, name, bases):
+            place = f"{type(owner).__name__}.{name}"
     return place

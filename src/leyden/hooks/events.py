@@ -87,6 +87,8 @@ MODULE_ONLY: Final = (
 
 #: Hooks of 1.x that no base class defines; called where a user's class has them.
 HISTORICAL: Final = (
+    "on_before_accelerator_backend_setup",
+    "on_configure_sharded_model",
     "on_pretrain_routine_start",
     "on_pretrain_routine_end",
     "on_epoch_start",

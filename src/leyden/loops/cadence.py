@@ -37,7 +37,7 @@ class Limits:
 
     def steps_are_over(self, clocks: Clocks) -> bool:
         """Whether a limit is reached that may lie within an epoch; asked after every batch."""
-        if self.max_steps != -1 and clocks.global_step >= self.max_steps:
+        if self.max_steps != -1 and clocks.steps >= self.max_steps:
             return True
         return any(limit.now(clocks) >= limit.amount for limit in self.most.values())
 
@@ -49,7 +49,7 @@ class Limits:
         """Whether the minima are met, so that ``should_stop`` may end the fit."""
         return (
             clocks.epoch >= self.min_epochs
-            and clocks.global_step >= self.min_steps
+            and clocks.steps >= self.min_steps
             and all(limit.now(clocks) >= limit.amount for limit in self.least.values())
         )
 

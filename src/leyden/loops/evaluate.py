@@ -21,6 +21,7 @@ from typing import Any, Final, final
 from torch import nn
 
 from leyden import checkpoint
+from leyden import results as tables  # imported where one is printed
 from leyden.data.loaders import Batches, Copier, RecordedLoader, set_epoch
 from leyden.data.transfer import Transfer
 from leyden.errors import warn
@@ -147,9 +148,10 @@ class EvaluationParts:
     mark: Callable[[Any], Any] | None = None
 
 
-@final
 class EvaluationLoop:
     """Runs evaluations or predictions; remembers where the one in progress is.
+
+    Libraries derive theirs from it, through ``leyden.compat.loops``.
 
     Attributes:
         num_batches: batches of each loader of the current or last run.
@@ -163,6 +165,7 @@ class EvaluationLoop:
         loaded_in: epoch in which the loaders of a fit were asked for.
         loaders: those of the current or last run.
         own: what its loaders are to hold when the next run starts, by loader.
+        is_defined: whether the fit in hand, or the last one, has data for it.
         go_on: puts the next run where a checkpoint was written in the middle of one; called once.
     """
 
@@ -172,6 +175,7 @@ class EvaluationLoop:
         self.loaded_in: int | None = None
         self.loaders: Sequence[Any] = ()
         self.own: Sequence[Any] | None = None
+        self.is_defined: Callable[[], bool] = bool
         self.go_on: Callable[[EvaluationParts, Position], None] | None = None
         self.batches: Batches | None = None
         self.num_batches: list[int | float] = []
@@ -179,6 +183,10 @@ class EvaluationLoop:
         self.current_batch_indices: list[int] = []
         self.epoch_batch_indices: list[list[list[int]]] = []
         self.outputs: list[list[Any]] = []
+
+    @property
+    def _data_source(self) -> EvaluationLoop:
+        return self  # Lightning's name for what knows whether there is data
 
     @property
     def is_over(self) -> bool:
@@ -221,6 +229,10 @@ class EvaluationLoop:
             state.results = surrounding
             self.parts, self.outputs, self.epoch_batch_indices = None, [], []
         return returned
+
+    def show(self, values: list[dict[str, float]], stage: str) -> None:
+        """Print what an evaluation has returned."""
+        print(tables.results_table(values, stage))
 
     def _start(self, parts: EvaluationParts) -> None:
         parts.hooks.call(f"on_{parts.name}_start")

@@ -24,6 +24,7 @@ from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, final
 
+from leyden import loops  # its counts are imported when they are read
 from leyden.data.loaders import Batches, set_epoch
 from leyden.data.transfer import Transfer
 from leyden.errors import OrderError, warn
@@ -39,6 +40,8 @@ from leyden.results.collect import Results
 from leyden.units import Duration, Every, parse_duration
 
 if TYPE_CHECKING:
+    from leyden.loops.counts import EpochLoop, Progress
+    from leyden.loops.evaluate import EvaluationLoop
     from leyden.loops.outputs import EpochOutputs
 
 WriteRow = Callable[[Mapping[str, Any], int], None]
@@ -96,6 +99,7 @@ class FitLoop:
     Attributes:
         data: where the batches come from.
         cadence: when to validate.
+        validation: runs the fit's validations; None before the first fit.
         ledger: where the time of the current or last fit went.
         phase: "between" epochs, in its "batches", in a "validation" after one, or at "epoch_end".
         done: how many steps of the running epoch are done.
@@ -112,6 +116,7 @@ class FitLoop:
         self.phase, self.done, self.ended, self.is_complete, self.steps_before = "between", 0, 0, False, 0
         self.go_on: partial[None] | None = None
         self.cadence = ValidationCadence()
+        self.validation: EvaluationLoop | None = None
         self.ledger = Ledger()
         self._told: set[str] = set()
 
@@ -141,6 +146,35 @@ class FitLoop:
     @max_time.setter
     def max_time(self, value: Any) -> None:
         self._set_most("max_time", value)
+
+    @property
+    def epoch_loop(self) -> EpochLoop:
+        """Where the running epoch is, as Lightning's loop of that name tells it."""
+        return loops.EpochLoop(self)
+
+    @property
+    def epoch_progress(self) -> Progress:
+        """How many epochs have begun and ended, as Lightning tells it."""
+        return loops.epochs_of(self)
+
+    @property
+    def running_loss(self) -> Any:
+        """Refused: 1.x kept the losses of twenty batches for its bar."""
+        raise AttributeError("a fit keeps no losses: log yours with prog_bar=True, and read trainer.callback_metrics")
+
+    @property
+    def current_epoch(self) -> int:
+        """``trainer.current_epoch``."""
+        return self.clocks.epoch
+
+    @property
+    def global_step(self) -> int:
+        """``trainer.global_step``."""
+        return self.clocks.steps
+
+    def setup_data(self) -> None:
+        """Ask for the training loader now; ``trainer.train_dataloader`` and ``num_training_batches`` then know it."""
+        self.data.load()
 
     def _set_most(self, name: str, value: Any) -> None:
         is_count = isinstance(value, int)

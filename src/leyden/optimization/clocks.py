@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import ClassVar
 
 
 class Verdict(Enum):
@@ -60,7 +61,11 @@ class Clocks:
         epoch_ends: likewise, whether the running epoch is complete.
         seconds_before: seconds that earlier fits took, and the one that is resumed.
         started: ``time.monotonic()`` at the start of the running fit; None between fits.
+        batches_are_steps: for all runs, whether the steps that code sees and limits are ``updates``, as in Lightning
+            1.5; ``leyden.compat.install(era="1.5")`` says so.
     """
+
+    batches_are_steps: ClassVar[bool] = False
 
     epoch: int = 0
     batch_idx: int = 0
@@ -73,6 +78,11 @@ class Clocks:
     epoch_ends: bool = False
     seconds_before: float = 0.0
     started: float | None = None
+
+    @property
+    def steps(self) -> int:
+        """``trainer.global_step``: the steps of all optimizers, or in the era of 1.5 the batches that stepped."""
+        return self.updates if Clocks.batches_are_steps else self.global_step
 
     @property
     def seconds(self) -> float:

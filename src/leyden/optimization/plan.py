@@ -257,7 +257,6 @@ def _warn_of_unknown_keys(what: str, config: Mapping[str, Any], known: Sequence[
         f"{what} has keys that mean nothing there: {unknown}; known are {list(known)}{hints}",
         code="plan-unknown-key",
         category=RuntimeWarning,
-        stacklevel=4,
     )
 
 

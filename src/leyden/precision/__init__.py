@@ -7,15 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 from leyden.errors import InvalidValueError, warn
 from leyden.precision.base import Precision
-from leyden.precision.full import FullPrecision
 
 if TYPE_CHECKING:
+    from leyden.precision.creation import creating as creating
     from leyden.precision.half import HalfPrecision
     from leyden.precision.mixed import MixedPrecision
 
-__all__ = ["FullPrecision", "HalfPrecision", "MixedPrecision", "Precision", "build_precision"]
+__all__ = ["HalfPrecision", "MixedPrecision", "Precision", "build_precision"]
 
-_HOMES = {"HalfPrecision": "leyden.precision.half", "MixedPrecision": "leyden.precision.mixed"}
+_HOMES = {
+    "HalfPrecision": "leyden.precision.half",
+    "MixedPrecision": "leyden.precision.mixed",
+    "creating": "leyden.precision.creation",
+}
 
 
 def __getattr__(name: str) -> Any:
@@ -62,4 +66,4 @@ def build_precision(name: Any, *, device_type: str) -> Precision:
         meant = "bf16-mixed"
     if meant.endswith("-mixed"):
         return __getattr__("MixedPrecision")(meant, device_type)  # type: ignore[no-any-return]
-    return FullPrecision() if meant == "32-true" else __getattr__("HalfPrecision")(meant)
+    return Precision() if meant == "32-true" else __getattr__("HalfPrecision")(meant)

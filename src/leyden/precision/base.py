@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, final
 
 import torch
@@ -11,8 +10,10 @@ import torch
 from leyden.precision.scaling import LossScale
 
 
-class Precision(ABC):
-    """How numbers are represented in forward, backward and update.
+class Precision:
+    """How numbers are represented in forward, backward and update: as they are, until a subclass says otherwise.
+
+    Methods of Lightning's that are not here are refused in a subclass (:mod:`leyden.strategies.uncalled`).
 
     Attributes:
         precision: the 2.x name, e.g. "bf16-mixed".
@@ -21,7 +22,7 @@ class Precision(ABC):
         device_type: the device that autocast is for.
     """
 
-    precision: str
+    precision: str = "32-true"
     loss_scale: LossScale | None = None
     autocasts: bool = False
     device_type: str = "cpu"
@@ -31,17 +32,21 @@ class Precision(ABC):
         """Whether parameters and arithmetic differ in type."""
         return self.precision.endswith("-mixed")
 
-    @abstractmethod
     def convert_module(self, module: torch.nn.Module) -> torch.nn.Module:
-        """Give parameters and buffers their type, in place."""
+        """Give parameters and buffers their type, in place; by default that which they have."""
+        return module
 
-    @abstractmethod
     def convert_input(self, batch: Any) -> Any:
-        """Give the floating tensors of a batch the type that the module wants."""
+        """Give the floating tensors of a batch the type that the module wants; by default that which they have."""
+        return batch
 
-    @abstractmethod
+    def convert_output(self, output: Any) -> Any:
+        """Convert what a module of a ``Fabric`` returns; a Trainer leaves outputs alone."""
+        return output
+
     def forward_context(self) -> AbstractContextManager[Any]:
-        """The context in which ``*_step`` methods run."""
+        """The context in which ``*_step`` methods run; by default one that does nothing."""
+        return nullcontext()
 
     @final
     def update_context(self) -> AbstractContextManager[Any]:

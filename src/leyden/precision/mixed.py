@@ -52,14 +52,6 @@ class MixedPrecision(Precision):
         """The loss scaler; None for "bf16-mixed"."""
         return self.loss_scale.scaler if self.loss_scale is not None else None
 
-    def convert_module(self, module: torch.nn.Module) -> torch.nn.Module:
-        """Return the module unchanged: autocast converts inside of the operations."""
-        return module
-
-    def convert_input(self, batch: Any) -> Any:
-        """Return the batch unchanged."""
-        return batch
-
     def forward_context(self) -> AbstractContextManager[Any]:
         """Autocast to the half type on the device."""
         return torch.autocast(self.device_type, dtype=self._dtype)

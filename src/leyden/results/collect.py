@@ -447,4 +447,4 @@ class Results:
         key = f"{code} {subject}"
         if key not in self.views.warned:
             self.views.warned.add(key)
-            warn(message, code=code, stacklevel=6)
+            warn(message, code=code)

@@ -48,7 +48,6 @@ def known_options(options: dict[str, Any]) -> dict[str, Any]:
             f"self.log(..., {name}=...) is an option of 1.5 and has no effect",
             code="log-old-option",
             category=DeprecationWarning,
-            stacklevel=4,
         )
         if name == "sync_dist_op" and value is not None:
             options.setdefault("reduce_fx", value)

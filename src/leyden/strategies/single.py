@@ -19,6 +19,9 @@ class SingleDeviceStrategy(Strategy):
 
     Args:
         device: where the model and the batches go, as ``"cpu"``, ``"cuda:0"`` or a ``torch.device``.
+        accelerator: is told of the device, if the user has one of his own.
+        checkpoint_io: writes, reads and removes checkpoints; None leaves that to the Trainer.
+        precision_plugin: the precision of the run; None leaves that to the Trainer, too.
 
     >>> strategy = SingleDeviceStrategy("cpu")
     >>> strategy.root_device, strategy.world_size, strategy.is_global_zero
@@ -28,7 +31,9 @@ class SingleDeviceStrategy(Strategy):
     distributed = False
     reduces_gradients = False
 
-    def __init__(self, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, device: Any = "cpu", accelerator: Any = None, checkpoint_io: Any = None, precision_plugin: Any = None
+    ) -> None:
         device = torch.device(device)
         if device.type != "cpu" and device.index is None:
             device = torch.device(device.type, 0)  # tensors name their index, and devices are compared with theirs
@@ -38,12 +43,15 @@ class SingleDeviceStrategy(Strategy):
         self.local_rank = 0
         self.node_rank = 0
         self.num_nodes = 1
+        self.accelerator, self.checkpoint_io, self.precision_plugin = accelerator, checkpoint_io, precision_plugin
         self._nothing: nullcontext[None] = nullcontext()
 
     def setup_environment(self) -> None:
         """Make a CUDA device the current one: the user's own ``"cuda"`` tensors land beside the model."""
         if self.root_device.type == "cuda":
             torch.cuda.set_device(self.root_device)
+        if self.accelerator is not None:
+            self.accelerator.setup_device(self.root_device)
 
     def place(self, module: nn.Module) -> None:
         """Move the module to the device."""
@@ -80,4 +88,6 @@ class SingleDeviceStrategy(Strategy):
         """Do nothing: every rank is here."""
 
     def teardown(self) -> None:
-        """Do nothing: the module stays where it is."""
+        """Tell the accelerator; the module stays where it is."""
+        if self.accelerator is not None:
+            self.accelerator.teardown()

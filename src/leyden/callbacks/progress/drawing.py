@@ -68,6 +68,12 @@ def tqdm_class() -> Any:
             finally:
                 self.postfix = metrics
 
+        def update(self, n: float | None = 1) -> bool | None:
+            """Count, also where nothing is shown."""
+            if self.disable:
+                self.n += n or 0
+            return super().update(n)
+
         def clear(self, nolock: bool = False) -> None:
             """Make room for a printed line, which a notebook has anyway."""
             if self.output is None:
@@ -104,7 +110,13 @@ def with_digits(value: Any) -> str:
 
 
 def build_bar(
-    *, description: str, total: float | None, position: int, leave: bool, output: NotebookOutput | None = None
+    *,
+    description: str,
+    total: float | None,
+    position: int,
+    leave: bool,
+    output: NotebookOutput | None = None,
+    hidden: bool = False,
 ) -> Any:
     """A tqdm bar on standard output, or in a notebook.
 
@@ -114,9 +126,11 @@ def build_bar(
         position: row below the current one.
         leave: whether it stays on the screen when it is closed.
         output: where it is drawn in a notebook.
+        hidden: whether it is never drawn, and only counts.
     """
     return tqdm_class()(
         output=output,
+        disable=hidden,
         desc=f"{description}: ",  # as set_description does
         total=finite(total),
         position=position,
@@ -137,8 +151,9 @@ def restart(bar: Any, total: float | None) -> None:
 
 def leave_out(bar: Any, seconds: float) -> None:
     """Do not count the last ``seconds`` in the bar's speed."""
-    bar.start_t += seconds
-    bar.last_print_t += seconds
+    if hasattr(bar, "start_t"):  # a hidden one has no clock
+        bar.start_t += seconds
+        bar.last_print_t += seconds
 
 
 def finite(total: float | None) -> int | None:

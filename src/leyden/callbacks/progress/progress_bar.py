@@ -97,6 +97,11 @@ class ProgressBar(Callback):
         return self.trainer.num_training_batches
 
     @property
+    def train_batch_idx(self) -> int:
+        """Training batches of this epoch that are done, by the name of 1.x."""
+        return self.trainer.fit_loop.done
+
+    @property
     def total_val_batches_current_dataloader(self) -> int | float:
         """Validation or sanity check batches of the loader that runs; inf if unknown."""
         return self._of_current_loader(self.trainer.num_val_batches)
@@ -149,9 +154,8 @@ class ProgressBar(Callback):
                 return items
         """
         metrics: dict[str, int | str | float | dict[str, float]] = {}
-        version = _version(trainer.loggers)
-        if version not in (None, ""):
-            metrics["v_num"] = version
+        of_1x: Any = getattr(pl_module, "get_progress_bar_dict", None)
+        metrics.update(run_number(trainer.loggers) if of_1x is None else of_1x())
         if self._reads_late:
             metrics.update(self._reader.read(trainer.progress_bar_tensors))
         else:
@@ -166,7 +170,9 @@ class ProgressBar(Callback):
         return batches[index] if index < len(batches) else 0
 
 
-def _version(loggers: Any) -> int | str | None:
-    """The run's number at the first logger, its last four characters if it is a long name."""
+def run_number(loggers: Any) -> dict[str, int | str]:
+    """The run's number at the first logger as ``v_num``, its last four characters if it is a long name."""
     version = getattr(loggers[0], "version", None) if loggers else None
-    return version[-4:] if isinstance(version, str) else version
+    if version in (None, ""):
+        return {}
+    return {"v_num": version[-4:] if isinstance(version, str) else version}

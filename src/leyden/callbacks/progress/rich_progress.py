@@ -65,6 +65,7 @@ class RichProgressBar(TQDMProgressBar):
         leave: whether every epoch leaves its line on the screen; by default the last one does.
         theme: styles.
         console_kwargs: for ``rich.console.Console``.
+        refresh_rate_per_second: of 1.5; 0 shows nothing, and the clock decides all else.
 
     Raises:
         MissingExtraError: rich is not installed.
@@ -77,10 +78,11 @@ class RichProgressBar(TQDMProgressBar):
         leave: bool = False,
         theme: RichProgressBarTheme | None = None,
         console_kwargs: Mapping[str, Any] | None = None,
+        refresh_rate_per_second: int | None = None,
     ) -> None:
         if importlib.util.find_spec("rich") is None:
             raise MissingExtraError("rich", extra="rich")
-        super().__init__(refresh_rate=refresh_rate, leave=leave)
+        super().__init__(refresh_rate=0 if refresh_rate_per_second == 0 else refresh_rate, leave=leave)
         self.theme = theme if theme is not None else RichProgressBarTheme()
         self._console_kwargs = dict(console_kwargs or {})
         self._screen: _Screen | None = None
@@ -100,6 +102,8 @@ class RichProgressBar(TQDMProgressBar):
         return self.is_enabled and (self._open().console.is_terminal or in_notebook())
 
     def _build(self, description: str, total: float, *, leave: bool = False) -> Any:
+        if not self._draws():
+            return super()._build(description, total, leave=leave)  # a hidden one
         return _Bar(self._open(), description, total, leave=leave)
 
     def _open(self) -> _Screen:

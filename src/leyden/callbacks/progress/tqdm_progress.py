@@ -20,7 +20,8 @@ from leyden.callbacks.progress.drawing import (
 )
 from leyden.callbacks.progress.notebook import NotebookOutput, in_notebook
 from leyden.callbacks.progress.progress_bar import ProgressBar
-from leyden.errors import InvalidValueError, OrderError
+from leyden.errors import InvalidValueError, NotRunningError
+from leyden.hooks.dispatch import overrides
 
 if TYPE_CHECKING:
     from leyden.module import LightningModule
@@ -32,6 +33,11 @@ INTERVAL: Final = 0.1
 LONG: Final = 1.0
 
 
+def _bar_of(kind: str, text: str) -> Any:
+    """A bar that users read and may set; it is there as long as its loop runs, whether anything can be drawn or not."""
+    return property(lambda bars: bars._existing(kind), lambda bars, bar: bars._take(kind, bar), doc=text)
+
+
 class TQDMProgressBar(ProgressBar):
     """The default bar: one row for the epoch, one below it for a validation in it.
 
@@ -39,6 +45,9 @@ class TQDMProgressBar(ProgressBar):
     less often where drawing is slow: a tenth of the time may go into it. Values that live on a GPU are shown one
     drawing late, except at the end of an epoch, so that no step waits for the device. In a file or a pipe it is one
     plain line per epoch; in a notebook it is one output that is written over, for which it needs no widgets.
+
+    A subclass finds the bars under ``train_progress_bar`` and the like, and makes others in ``init_train_tqdm`` and
+    the like. Where nothing can be drawn, bars are made for such a subclass alone, and are tqdms that show nothing.
 
     Args:
         refresh_rate: batches between two drawings; 0 shows nothing. The clock limits all the same.
@@ -85,7 +94,7 @@ class TQDMProgressBar(ProgressBar):
     def __getstate__(self) -> dict[str, Any]:
         # bars hold streams and locks, and belong to a run; a copy has the settings
         of_a_run = dict.fromkeys(("_train_bar", "_eval_bar", "_build_eval", "_trainer"))
-        fresh = {"_reader": LateReader(), "_output": NotebookOutput(), "_due": math.inf}
+        fresh = {"_reader": LateReader(), "_output": NotebookOutput(), "_due": math.inf, "_stage": ""}
         return {**self.__dict__, **of_a_run, **fresh}
 
     @property
@@ -103,25 +112,10 @@ class TQDMProgressBar(ProgressBar):
         """Whether anything is shown."""
         return self._is_on and self._refresh_rate > 0
 
-    @property
-    def train_progress_bar(self) -> Any:
-        """The bar of the training, a tqdm."""
-        return self._existing(self._train_bar, "train")
-
-    @property
-    def val_progress_bar(self) -> Any:
-        """The bar of the validation or of the sanity check, a tqdm."""
-        return self._existing(self._eval_bar if self._eval_kind == "val" else None, "val")
-
-    @property
-    def test_progress_bar(self) -> Any:
-        """The bar of the test, a tqdm."""
-        return self._existing(self._eval_bar if self._eval_kind == "test" else None, "test")
-
-    @property
-    def predict_progress_bar(self) -> Any:
-        """The bar of the prediction, a tqdm."""
-        return self._existing(self._eval_bar if self._eval_kind == "predict" else None, "predict")
+    train_progress_bar = main_progress_bar = _bar_of("train", "The bar of the training, a tqdm.")
+    val_progress_bar = _bar_of("val", "The bar of the validation or of the sanity check, a tqdm.")
+    test_progress_bar = _bar_of("test", "The bar of the test, a tqdm.")
+    predict_progress_bar = _bar_of("predict", "The bar of the prediction, a tqdm.")
 
     def init_sanity_tqdm(self) -> Any:
         """The bar of the sanity check; override it for another."""
@@ -155,7 +149,7 @@ class TQDMProgressBar(ProgressBar):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Attach to the Trainer; only its first process shows anything."""
         super().setup(trainer, pl_module, stage)
-        self._stage = stage
+        self._stage, self._train_bar = stage, None
 
     # -- training ------------------------------------------------------------------------------------------
 
@@ -163,14 +157,13 @@ class TQDMProgressBar(ProgressBar):
         """A new row for the epoch, or the old one anew."""
         self._batches, self._aside = 0, 0.0
         self._epoch_started = time.monotonic()
-        if not self._draws():
-            return
-        if self._train_bar is None:
-            self._train_bar = self.init_train_tqdm()  # which draws it
-            self._pay(self._epoch_started)
-        else:
+        if self._leave:
+            self._train_bar = None
+        if self._train_bar is not None:
             restart(self._train_bar, self.total_train_batches)
             self._train_bar.set_description(self.epoch_description, refresh=False)
+        elif self._draws() or self._is_own("init_train_tqdm"):
+            self._make_train()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -182,9 +175,9 @@ class TQDMProgressBar(ProgressBar):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The epoch's final values, unless epochs fly by; a line where nothing can be drawn."""
+        if self.is_enabled and (self._train_bar is None or not self._draws()):
+            self._write_epoch(trainer, pl_module)
         if self._train_bar is None:
-            if self.is_enabled:
-                self._write_epoch(trainer, pl_module)
             return
         now = time.monotonic()
         self._is_drawn = self._leave or now >= min(self._due, self._epoch_started + LONG)
@@ -192,7 +185,6 @@ class TQDMProgressBar(ProgressBar):
             self._draw_train(trainer, pl_module, late=False)
         if self._leave:
             self._train_bar.close()
-            self._train_bar = None
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The last row stays, with the final values."""
@@ -208,7 +200,7 @@ class TQDMProgressBar(ProgressBar):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A row for the validation."""
-        self._start_eval("val", self.init_sanity_tqdm if trainer.sanity_checking else self.init_validation_tqdm)
+        self._start_eval("val", "init_sanity_tqdm" if trainer.sanity_checking else "init_validation_tqdm")
 
     def on_validation_batch_end(
         self,
@@ -236,7 +228,7 @@ class TQDMProgressBar(ProgressBar):
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A row for the test."""
-        self._start_eval("test", self.init_test_tqdm)
+        self._start_eval("test", "init_test_tqdm")
 
     def on_test_batch_end(
         self,
@@ -256,7 +248,7 @@ class TQDMProgressBar(ProgressBar):
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A row for the prediction."""
-        self._start_eval("predict", self.init_predict_tqdm)
+        self._start_eval("predict", "init_predict_tqdm")
 
     def on_predict_batch_end(
         self,
@@ -281,16 +273,28 @@ class TQDMProgressBar(ProgressBar):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Let go of the screen."""
         self._close()
+        self._stage, self._train_bar = "", None
 
     # -- drawing -------------------------------------------------------------------------------------------
 
     def _draws(self) -> bool:
         return self.is_enabled and is_interactive(sys.stdout)
 
+    def _is_own(self, name: str) -> bool:
+        """Whether a subclass makes a bar itself, which then is there from the start and where nothing can be drawn."""
+        return overrides(self, name, (TQDMProgressBar,))
+
     def _build(self, description: str, total: float, *, leave: bool = False) -> Any:
         row = 2 * self._process_position + (self._train_bar is not None)
         output = self._output if in_notebook() else None
-        return build_bar(description=description, total=total, position=row, leave=leave, output=output)
+        return build_bar(
+            description=description, total=total, position=row, leave=leave, output=output, hidden=not self._draws()
+        )
+
+    def _make_train(self) -> None:
+        start = time.monotonic()
+        self._train_bar = self.init_train_tqdm()  # which draws it
+        self._pay(start)
 
     def _draw_train(self, trainer: Trainer, pl_module: LightningModule, *, late: bool) -> None:
         start = time.monotonic()
@@ -302,25 +306,25 @@ class TQDMProgressBar(ProgressBar):
         self._move(self._train_bar, self._batches, start)
 
     def _move(self, bar: Any, batches: int, start: float) -> None:
-        """Draw ``bar`` at ``batches``."""
-        if not bar.update(batches - bar.n):  # it draws if it has moved
+        """Draw ``bar`` at ``batches``, unless it is further."""
+        if not bar.update(max(batches - bar.n, 0)):  # it draws if it has moved
             bar.refresh()
         self._pay(start)
 
     def _pay(self, start: float) -> None:
         """The drawing that began at ``start`` must be paid for before the next."""
         end = time.monotonic()
-        self._due = end + max(INTERVAL, 9 * (end - start))
+        self._due = end + max(INTERVAL, 9 * (end - start)) if self.is_enabled else math.inf
 
-    def _start_eval(self, kind: str, build: Callable[[], Any]) -> None:
+    def _start_eval(self, kind: str, init: str) -> None:
         self._close_eval()
-        self._eval_kind, self._build_eval = kind, build
+        self._eval_kind, self._build_eval = kind, getattr(self, init)
         self._eval_batches = self._loader = self._loader_batches = 0
         self._current_eval_dataloader_idx = 0
         self._eval_started = time.monotonic()
         if self._train_bar is None:
             self._due = 0.0 if self._draws() else math.inf
-        if self._eval_started >= self._due:
+        if self._eval_started >= self._due or self._is_own(init):
             self._draw_eval()
 
     def _after_eval_batch(self, batch_idx: int, dataloader_idx: int) -> None:
@@ -366,7 +370,7 @@ class TQDMProgressBar(ProgressBar):
         """The end of an evaluation that is no part of a fit; its line begins with ``description``."""
         if self._eval_bar is not None:
             self._move(self._eval_bar, self._loader_batches, time.monotonic())
-        elif description and self.is_enabled:
+        if description and self.is_enabled and (self._eval_bar is None or not self._draws()):
             self._write_line(description, self._eval_batches, None, time.monotonic() - self._eval_started)
         self._close_eval()
 
@@ -384,10 +388,25 @@ class TQDMProgressBar(ProgressBar):
         speed = f" ({batches / (seconds - aside):.2f} it/s)" if seconds > aside else ""
         print(f"{description}: {batches}{of} in {seconds:.1f} s{speed}{values}", flush=True)
 
-    def _existing(self, bar: Any, name: str) -> Any:
-        if bar is None:
-            raise OrderError(f"there is no {name} bar on the screen now", code="progress-no-bar")
+    def _existing(self, kind: str) -> Any:
+        """The bar of a loop that runs, made if nobody has needed it yet, at the batch in hand."""
+        if kind == "train" and self._train_bar is None and self._stage == "fit":
+            self._make_train()
+        if kind == self._eval_kind and self._eval_bar is None and self._build_eval is not None:
+            self._draw_eval()
+        is_eval = kind == self._eval_kind
+        bar, batches = (self._eval_bar, self._loader_batches) if is_eval else (self._train_bar, self._batches)
+        if bar is None or not (is_eval or kind == "train"):
+            raise NotRunningError(f"there is no {kind} bar now: no such loop runs", code="progress-no-bar")
+        bar.n = max(bar.n, batches)  # what is drawn lags behind
         return bar
+
+    def _take(self, kind: str, bar: Any) -> None:
+        """A bar that a subclass has made and set."""
+        if kind == "train":
+            self._train_bar = bar
+        else:
+            self._eval_kind, self._eval_bar = kind, bar
 
     def _close_eval(self) -> None:
         bar, self._eval_bar, self._build_eval = self._eval_bar, None, None
@@ -397,8 +416,8 @@ class TQDMProgressBar(ProgressBar):
             self._due = math.inf
 
     def _close(self) -> None:
-        bar, self._train_bar = self._train_bar, None
         self._close_eval()
-        if bar is not None:
-            bar.close()
+        if self._train_bar is not None:
+            self._train_bar.close()
+        self._due = math.inf
         self._output = NotebookOutput()  # the next run may be another cell's
